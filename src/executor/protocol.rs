@@ -1,0 +1,1 @@
+//! Framing, versions and descriptor passing; see proto/supervisor.proto.

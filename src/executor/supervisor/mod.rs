@@ -1,0 +1,1 @@
+//! The pod's process: one thread, no tokio.

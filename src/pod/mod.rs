@@ -1,0 +1,3 @@
+//! The domain: pods and containers.
+
+pub mod session;

@@ -1,0 +1,18 @@
+//! The wire contracts, generated from `proto/` at build time: CRI, our own service, the supervisor's protocol.
+
+#![allow(missing_docs, clippy::all)]
+
+/// CRI v1, as kubelets and crictl speak it.
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// What our own command line needs beyond CRI.
+pub mod cricket {
+    tonic::include_proto!("cricket.v1");
+}
+
+/// Between daemon, template and supervisors.
+pub mod supervisor {
+    tonic::include_proto!("cricket.supervisor.v1");
+}

@@ -1,0 +1,11 @@
+//! Records that survive a restart, and the ids that name them.
+//!
+//! A record is one JSON file `{"version": N, ...}`. It is written to a temporary name in the same directory,
+//! synced and renamed; then the directory is synced. So a reader sees the old record or the new one, whole, also
+//! after a power cut. What is on disk can be read with `cat`.
+
+mod id;
+mod record;
+
+pub use id::{ContainerId, IdError, PodId};
+pub use record::{RecordError, read, remove, write};

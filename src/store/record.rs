@@ -1,0 +1,133 @@
+//! Reading and writing of records; see the module's header for the format.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest record that is read; a larger file is not one of ours.
+const RECORD_LIMIT_BYTES: u64 = 16 << 20;
+
+/// A record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("record {path}: cannot {action}: {source}")]
+    Io {
+        /// The record.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The bytes are no record of this kind, or a newer layout.
+    #[error("record {path} cannot be understood: {source}")]
+    Malformed {
+        /// The record.
+        path: PathBuf,
+        /// Where it went wrong.
+        source: serde_json::Error,
+    },
+    /// Larger than any record of ours.
+    #[error("record {path} is larger than {RECORD_LIMIT_BYTES} bytes")]
+    TooLarge {
+        /// The record.
+        path: PathBuf,
+    },
+}
+
+impl RecordError {
+    fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action, source }
+    }
+
+    /// No such record.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The disk is full (space, inodes or quota).
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. }
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+/// Writes `value` as the record `path`, durably. After an error the old record stands.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
+    let bytes = serde_json::to_vec_pretty(value)
+        .map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
+    let temporary = path.with_extension("tmp");
+    let result = write_then_rename(path, &temporary, &bytes);
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+fn write_then_rename(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(temporary)
+        .map_err(RecordError::io(temporary, "create"))?;
+    file.write_all(bytes).map_err(RecordError::io(temporary, "write"))?;
+    file.sync_data().map_err(RecordError::io(temporary, "sync"))?;
+    fs::rename(temporary, path).map_err(RecordError::io(path, "rename into place"))?;
+    sync_parent(path)
+}
+
+fn sync_parent(path: &Path) -> Result<(), RecordError> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_data()).map_err(RecordError::io(parent, "sync"))
+}
+
+/// Reads the record `path`.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+    let file = File::open(path).map_err(RecordError::io(path, "open"))?;
+    let mut bytes = Vec::new();
+    file.take(RECORD_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(RecordError::io(path, "read"))?;
+    if bytes.len() as u64 > RECORD_LIMIT_BYTES {
+        return Err(RecordError::TooLarge { path: path.to_owned() });
+    }
+    serde_json::from_slice(&bytes).map_err(|source| RecordError::Malformed { path: path.to_owned(), source })
+}
+
+/// Removes the record `path`; that there is none is fine.
+pub fn remove(path: &Path) -> Result<(), RecordError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(RecordError::io(path, "remove")(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_back_and_leaves_no_temporary_file() {
+        let dir = std::env::temp_dir().join(format!("cricket-record-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let path = dir.join("pod.json");
+        write(&path, &vec![1, 2, 3]).expect("written");
+        assert_eq!(read::<Vec<u32>>(&path).expect("read"), [1, 2, 3]);
+        assert_eq!(fs::read_dir(&dir).expect("listed").count(), 1);
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn a_record_cut_short_is_malformed_not_empty() {
+        let path = std::env::temp_dir().join(format!("cricket-cut-{}.json", std::process::id()));
+        fs::write(&path, b"[1, 2").expect("written");
+        assert!(matches!(read::<Vec<u32>>(&path), Err(RecordError::Malformed { .. })));
+        fs::remove_file(&path).expect("removed");
+    }
+}
