@@ -1,5 +1,7 @@
 //! The image service: references, registries, unpacking, layers, snapshots.
 
+pub mod digest;
+
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -60,8 +60,8 @@ impl RecordError {
 
 /// Writes `value` as the record `path`, durably. After an error the old record stands.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
-    let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
     let temporary = path.with_extension("tmp");
     let result = write_then_rename(path, &temporary, &bytes);
     if result.is_err() {
