@@ -1,0 +1,14 @@
+//! `cricket enter`.
+
+use std::process::ExitCode;
+
+use super::Settings;
+
+/// Arguments of `cricket enter`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs it.
+pub fn run(_args: Args, _settings: &Settings) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("cricket enter is not in this build")
+}

@@ -1,0 +1,14 @@
+//! `cricket supervise`.
+
+use std::process::ExitCode;
+
+use super::Settings;
+
+/// Arguments of `cricket supervise`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs it.
+pub fn run(_args: Args, _settings: &Settings) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("cricket supervise is not in this build")
+}
