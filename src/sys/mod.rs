@@ -1,1 +1,2 @@
 //! See lib.rs; filled by its owner.
+pub mod async_fd;
