@@ -39,7 +39,9 @@ pub fn demo_image(out: &Path) -> Result<(), Box<dyn Error>> {
 /// With the compiler that compiles cricket, for the same architecture, without a C library.
 fn compile(program: &Path) -> Result<(), Box<dyn Error>> {
     let mut rustc = Command::new(env::var("RUSTC")?);
-    rustc.args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "demo", "--target"]).arg(env::var("TARGET")?);
+    rustc
+        .args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "demo", "--target"])
+        .arg(env::var("TARGET")?);
     for option in [
         "panic=abort",
         "opt-level=s",
