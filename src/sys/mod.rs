@@ -1,1 +1,8 @@
-//! See lib.rs; filled by its owner.
+//! The only unsafe code: descriptors, mounts, namespaces, processes, terminals. Each block says why it is sound.
+
+pub mod directory;
+pub mod fork;
+pub mod loopback;
+pub mod namespace;
+pub mod process;
+pub mod sealed;
