@@ -20,7 +20,7 @@ pub use record::NodeRecord;
 use crate::config::Config;
 use crate::store::RecordError;
 use crate::sys::namespace::Namespace;
-use crate::sys::{directory, fork, sealed};
+use crate::sys::{descriptors, directory, fork, sealed};
 
 /// Where the node's namespaces come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +136,7 @@ pub fn join(config: &Config) -> Result<Node, RootlessError> {
         Ok(n) => return Err(RootlessError::Node(format!("this process has {n} threads; this is a defect"))),
         Err(error) => return Err(RootlessError::io("count the threads")(error)),
     }
+    descriptors::close_all_on_exec().map_err(RootlessError::io("close inherited descriptors on exec"))?;
     make_private(&config.state)?;
     make_private(&config.root)?;
     match NodeKind::here().map_err(RootlessError::io("read /proc/self/uid_map"))? {

@@ -1,5 +1,6 @@
 //! The only unsafe code: descriptors, mounts, namespaces, processes, terminals. Each block says why it is sound.
 
+pub mod descriptors;
 pub mod directory;
 pub mod fork;
 pub mod loopback;
