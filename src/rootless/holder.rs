@@ -13,15 +13,16 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, moun
 use super::cgroups;
 use super::record::NodeRecord;
 use crate::sys::namespace::Namespace;
-use crate::sys::{fork, loopback};
+use crate::sys::{descriptors, loopback, trial};
 
 /// Makes the node (or joins what survives of it) and holds it until SIGTERM. Standard input is the starter's socket.
 /// The process that was started exits at once; this returns in the detached one, at the node's end.
 pub fn hold(state: &Path, cgroup: Option<&Path>) -> io::Result<()> {
+    descriptors::close_all_except(&[])?;
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // Before anything else, so that a signal which comes early is not lost.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    fork::detach()?;
+    trial::detach()?;
     signals.thread_block()?;
     let made = make(state, cgroup, &socket);
     match &made {
@@ -125,7 +126,7 @@ fn new(kind: Namespace, base: Option<&Path>) -> io::Result<()> {
     }
     kind.make()?;
     match kind {
-        Namespace::Network => loopback::bring_up(),
+        Namespace::Network => loopback::up(),
         Namespace::Mount => prepare_mounts(base),
         _ => Ok(()),
     }

@@ -1,85 +1,82 @@
-//! Forking, for programs of one thread: a daemon's double fork, and probes whose failure must be harmless.
+//! Processes without exec: clone of a single-threaded process, straight into a cgroup where one is given.
+//!
+//! The raw `clone3` is used because it can place the child into its cgroup without the migration that a write to
+//! `cgroup.procs` costs. Callers have one thread; that is checked, for a lock held by another thread would hang the child.
 
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork};
+/// Which side of a [`fork`] one is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id in this PID namespace.
+    Parent(i32),
+}
 
-/// Most that a child says.
-const ANSWER_LIMIT_BYTES: u64 = 64 << 10;
+/// Ends a child when it leaves its scope, also by a panic's unwinding, without running what the parent registered.
+struct ExitOnDrop;
 
-/// Threads of this process.
+impl Drop for ExitOnDrop {
+    fn drop(&mut self) {
+        exit_now(CHILD_FAILED);
+    }
+}
+
+/// Exit code of a child that panicked.
+const CHILD_FAILED: i32 = 70;
+
+/// CLONE_INTO_CGROUP of linux/sched.h (the constant of the libc crate is too narrow for it).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Threads of this process, as the kernel counts them.
 pub fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
-fn assert_single_threaded() -> io::Result<()> {
-    match thread_count()? {
-        1 => Ok(()),
-        n => Err(io::Error::other(format!("this process has {n} threads and may not fork; this is a defect"))),
+/// Clones this process. `cgroup` is an open directory of cgroup v2 for the child to be born in.
+pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    let mut arguments = libc::clone_args {
+        flags: 0,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: no memory is shared (no CLONE_VM), so the child goes on with a copy of everything, as after fork(2);
+    // the callers are single-threaded, so no lock is held by a thread that the child does not have.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid as i32)),
     }
 }
 
-/// Makes this process a grandchild of its parent, in a session of its own: the parent need not reap it and a
-/// terminal's signals do not reach it. Returns in the grandchild only; the processes between exit with 0.
-pub fn detach() -> io::Result<()> {
-    for round in 0..2 {
-        assert_single_threaded()?;
-        // SAFETY: this process has one thread (asserted), so the child may go on like any process.
-        match unsafe { fork() }? {
-            ForkResult::Parent { .. } => leave(0),
-            ForkResult::Child if round == 0 => drop(nix::unistd::setsid()?),
-            ForkResult::Child => {}
-        }
-    }
-    Ok(())
-}
-
-/// Ends this process at once, without running what `exit` would run.
-pub fn leave(status: i32) -> ! {
-    // SAFETY: _exit takes any status and does not return.
-    unsafe { libc::_exit(status) }
-}
-
-/// Runs `work` in a forked child, which may change namespaces or ids as it likes, and returns what it answered.
-/// `attend` runs meanwhile in this process with the child's id and a socket to it (the child's end is the argument of
-/// `work`); the child is killed after `deadline`.
-pub fn in_child(
-    deadline: Duration,
-    work: impl FnOnce(&mut UnixStream) -> String,
-    attend: impl FnOnce(i32, &mut UnixStream) -> io::Result<()>,
-) -> io::Result<String> {
-    assert_single_threaded()?;
-    let (mut ours, mut theirs) = UnixStream::pair()?;
-    // SAFETY: this process has one thread (asserted), so the child may go on like any process.
-    match unsafe { fork() }? {
-        ForkResult::Child => {
-            drop(ours);
-            let answer = work(&mut theirs);
-            let written = theirs.write_all(answer.as_bytes());
-            leave(i32::from(written.is_err()))
-        }
-        ForkResult::Parent { child } => {
-            drop(theirs);
-            ours.set_read_timeout(Some(deadline))?;
-            let result = attend(child.as_raw(), &mut ours).and_then(|()| hear(&mut ours));
-            end(child);
-            result
+/// Forks, runs `body` in the child and ends the child with the code that it returns.
+pub fn fork_and_run(cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<i32> {
+    match fork(cgroup)? {
+        Forked::Parent(pid) => Ok(pid),
+        Forked::Child => {
+            let _guard = ExitOnDrop;
+            exit_now(body())
         }
     }
 }
 
-fn hear(socket: &mut UnixStream) -> io::Result<String> {
-    let mut answer = String::new();
-    socket.take(ANSWER_LIMIT_BYTES).read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
-fn end(child: Pid) {
-    // It has answered (then it is leaving) or it failed to (then it has to go); errors mean that it is gone.
-    let _ = kill(child, Signal::SIGKILL);
-    let _ = waitpid(child, None);
+/// Ends this process at once, without exit handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no precondition and does not return.
+    unsafe { libc::_exit(code) }
 }

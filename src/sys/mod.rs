@@ -7,3 +7,4 @@ pub mod loopback;
 pub mod namespace;
 pub mod process;
 pub mod sealed;
+pub mod trial;
