@@ -131,7 +131,7 @@ fn a_pod_whose_set_up_fails_leaves_nothing() {
     runtime.block_on(async {
         let network = network().await;
         let pod = Pod::start();
-        assert!(pod.run("ip link add eth0 type dummy"));
+        assert!(pod.run("ip link add eth0 type bridge"));
         let before = links();
         assert!(network.set_up(&pod.id, pod.namespace()).await.is_err());
         assert_eq!(links(), before);
