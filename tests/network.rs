@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
+use cricket::network::outbound::{Driver, Outbound};
 use cricket::network::{Network, NetworkOptions};
 use cricket::store::PodId;
 
@@ -136,4 +137,77 @@ fn a_pod_whose_set_up_fails_leaves_nothing() {
         assert!(network.set_up(&pod.id, pod.namespace()).await.is_err());
         assert_eq!(links(), before);
     });
+}
+
+/// The namespaces of the test stand for the host: an address of its own, a default route, a server on it.
+fn host_with_server() -> String {
+    let set_up = "ip link set lo up && ip link add up0 type bridge && ip addr add 198.51.100.1/24 dev up0 \
+        && ip link add up1 type veth peer name up2 && ip link set up1 master up0 && ip link set up1 up \
+        && ip link set up2 up && ip link set up0 up && ip route add default via 198.51.100.2";
+    assert!(Command::new("sh").args(["-c", set_up]).status().expect("sh runs").success());
+    let listener = std::net::TcpListener::bind("198.51.100.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut connection, b"hello");
+        }
+    });
+    format!("{}/{}", address.ip(), address.port())
+}
+
+fn recorded_pid(state: &std::path::Path) -> Option<u64> {
+    let record = std::fs::read_to_string(state.join("outbound.json")).ok()?;
+    serde_json::from_str::<serde_json::Value>(&record).ok()?["pid"].as_u64()
+}
+
+/// Until `what` is true; the test fails after half a minute.
+async fn until(name: &str, mut what: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !what() {
+        assert!(std::time::Instant::now() < deadline, "{name} did not come true in time");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+async fn a_way_out(driver: Driver) {
+    let server = host_with_server();
+    let node = Pod::start();
+    let state = std::env::temp_dir().join(format!("cricket-outbound-{}", std::process::id()));
+    std::fs::create_dir_all(&state).expect("a directory");
+    let ask = format!("test \"$(cat </dev/tcp/{server})\" = hello");
+    let ask = || node.run(&format!("timeout 5 bash -c '{ask}'"));
+
+    let first = Outbound::ensure(&state, node.namespace(), Some(driver)).await.expect("a driver");
+    until("the node reaches the host's server", ask).await;
+    let pid = recorded_pid(&state).expect("a record");
+
+    drop(first);
+    let second = Outbound::ensure(&state, node.namespace(), None).await.expect("the same driver");
+    assert_eq!(second.driver(), driver);
+    assert_eq!(recorded_pid(&state), Some(pid), "a restarted daemon finds the driver that runs");
+
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
+    until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
+    until("the node reaches the host's server again", ask).await;
+
+    drop(second);
+    Outbound::stop(&state);
+    assert!(recorded_pid(&state).is_none());
+    std::fs::remove_dir_all(&state).expect("removed");
+}
+
+#[test]
+fn pasta_is_a_way_out_that_outlives_the_daemon_and_is_started_again() {
+    if inside("pasta_is_a_way_out_that_outlives_the_daemon_and_is_started_again") {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(a_way_out(Driver::Pasta));
+    }
+}
+
+#[test]
+fn slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again() {
+    if inside("slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again") {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(a_way_out(Driver::Slirp4netns));
+    }
 }

@@ -10,6 +10,7 @@
 
 mod builtin;
 mod cidr;
+pub mod outbound;
 mod pool;
 
 use std::net::IpAddr;
