@@ -100,11 +100,7 @@ impl<M> Received<M> {
 
 /// Sends one message with its descriptors, which stay the caller's. A datagram goes out whole or not at all, so several
 /// threads may send on one socket.
-pub fn send<M: Message>(
-    socket: impl AsFd,
-    message: &M,
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<(), ProtocolError> {
+pub fn send<M: Message>(socket: impl AsFd, message: &M, descriptors: &[BorrowedFd<'_>]) -> Result<(), ProtocolError> {
     send_encoded(socket, &encode(message)?, descriptors)
 }
 
@@ -119,11 +115,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, ProtocolError> {
 }
 
 /// Sends what `encode` made.
-pub fn send_encoded(
-    socket: impl AsFd,
-    bytes: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<(), ProtocolError> {
+pub fn send_encoded(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), ProtocolError> {
     if descriptors.len() > DESCRIPTOR_LIMIT {
         return Err(ProtocolError::Descriptors { expected: DESCRIPTOR_LIMIT, got: descriptors.len() });
     }

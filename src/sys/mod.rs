@@ -2,3 +2,6 @@
 
 /// Memory taken from the kernel, and given back, by the page.
 pub mod pages;
+
+/// Processes started in other namespaces, with a descriptor at a number of its own.
+pub mod spawn;

@@ -18,8 +18,7 @@ const BACKLOG: i32 = 8;
 
 /// A connected pair, both close-on-exec and blocking.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let ends =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let ends = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     Ok(ends)
 }
 
