@@ -3,6 +3,7 @@
 pub mod descriptors;
 pub mod directory;
 pub mod fork;
+pub mod kernel;
 pub mod loopback;
 pub mod namespace;
 pub mod process;
