@@ -2,10 +2,16 @@
 
 pub mod descriptors;
 pub mod directory;
+pub mod environment;
+pub mod filter;
 pub mod fork;
 pub mod kernel;
 pub mod loopback;
 pub mod namespace;
+pub mod namespaces;
+pub mod pages;
 pub mod process;
+pub mod propagation;
 pub mod sealed;
+pub mod signals;
 pub mod trial;
