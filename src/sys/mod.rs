@@ -14,4 +14,5 @@ pub mod process;
 pub mod propagation;
 pub mod sealed;
 pub mod signals;
+pub mod spawn;
 pub mod trial;
