@@ -1,0 +1,14 @@
+//! `cricket exec`.
+
+use std::process::ExitCode;
+
+use super::Settings;
+
+/// Arguments of `cricket exec`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs it.
+pub fn run(_args: Args, _settings: &Settings) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("cricket exec is not in this build")
+}

@@ -1,0 +1,14 @@
+//! `cricket image`.
+
+use std::process::ExitCode;
+
+use super::Settings;
+
+/// Arguments of `cricket image`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs it.
+pub fn run(_args: Args, _settings: &Settings) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("cricket image is not in this build")
+}
