@@ -10,11 +10,13 @@
 
 pub mod digest;
 pub mod error;
+pub mod hasher;
 pub mod layers;
 pub mod manifest;
 pub mod model;
 pub mod service;
 pub mod store;
+pub mod unpack;
 
 pub use error::{ImageError, ImageErrorKind};
 pub use model::{

@@ -1,1 +1,4 @@
 //! See lib.rs; filled by its owner.
+
+pub mod beneath;
+pub mod removal;
