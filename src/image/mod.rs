@@ -1,6 +1,9 @@
 //! The image service: references, registries, unpacking, layers, snapshots.
 
 pub mod digest;
+pub mod manifest;
+pub mod platform;
+pub mod reference;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
