@@ -14,6 +14,8 @@ pub mod hasher;
 pub mod layers;
 pub mod manifest;
 pub mod model;
+pub mod platform;
+pub mod reference;
 pub mod service;
 pub mod store;
 pub mod unpack;
