@@ -5,7 +5,7 @@
 //! directory is renamed to its name and `layers/` is synced. So what has a layer's name is whole, also after a power cut;
 //! what has not is removed at the next open. To be removed, a layer is first renamed away.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -103,7 +103,8 @@ impl Drop for Hold {
 }
 
 /// A directory that goes with its owner, unless it was renamed away before.
-struct Temporary {
+#[derive(Debug)]
+pub struct Temporary {
     path: PathBuf,
 }
 
@@ -234,15 +235,15 @@ impl LayerStore {
         sync_directory(&self.shared.directory)
     }
 
-    /// Takes every layer away that is not `used`, nor seen since the oldest hold began. What is returned is already
+    /// Takes every layer away that `may_go` and was not seen since the oldest hold began. What is returned is already
     /// out of the store and goes from the disk when it is dropped. Blocking.
-    pub(super) fn collect(&self, used: &HashSet<Digest>) -> Vec<impl Send + 'static> {
+    pub(super) fn collect(&self, may_go: impl Fn(&Digest) -> bool) -> Vec<Temporary> {
         let mut table = self.shared.table();
         let oldest_hold = table.holds.keys().next().copied().unwrap_or(u64::MAX);
         let victims: Vec<Digest> = table
             .layers
             .iter()
-            .filter(|(diff_id, layer)| !used.contains(*diff_id) && layer.touched < oldest_hold)
+            .filter(|(diff_id, layer)| may_go(diff_id) && layer.touched < oldest_hold)
             .map(|(diff_id, _)| diff_id.clone())
             .collect();
         let mut gone = Vec::new();
