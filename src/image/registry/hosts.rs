@@ -200,7 +200,7 @@ impl RawHost {
     fn build(self, directory: &Path, registry: &str, address: &str) -> Result<HostOptions, String> {
         let base = base_url(address, self.override_path)?;
         let mut host = HostOptions {
-            mirrors: (authority(&base) != authority_of(registry)).then(|| registry.to_owned()),
+            mirrors: (!is_at(registry, &base)).then(|| registry.to_owned()),
             is_loopback: base.host_str().is_some_and(is_loopback),
             base,
             resolve: self.capabilities.is_empty(),
@@ -285,8 +285,9 @@ fn base_url(address: &str, override_path: bool) -> Result<Url, String> {
     Ok(url)
 }
 
-fn authority_of(registry: &str) -> String {
-    base_url(registry, false).map_or_else(|_| registry.to_owned(), |url| authority(&url))
+/// Whether `base` is the registry's own address and not a mirror's.
+fn is_at(registry: &str, base: &Url) -> bool {
+    base_url(&format!("{}://{registry}", base.scheme()), false).is_ok_and(|own| authority(&own) == authority(base))
 }
 
 /// `host` or `host:port` where the port is not the scheme's own.
