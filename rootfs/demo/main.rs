@@ -20,7 +20,7 @@ demo cat [FILE...]       copies files, or its input
 demo write FILE WORD...  writes the words to a file
 demo env                 writes its environment
 demo id                  writes its ids
-demo exit STATUS         ends with that status
+demo exit STATUS [S]     ends with that status, after S seconds
 ";
 
 /// As a shell has it for a word that is no command.
@@ -203,7 +203,11 @@ fn run(command: Option<&[u8]>, mut words: Words, environment: Words) -> i32 {
             out.push(variable).text("\n");
         }),
         Some(b"id") => id(&mut out),
-        Some(b"exit") => return parse(words.next()) as i32,
+        Some(b"exit") => {
+            let status = parse(words.next());
+            sleep_for(words.next());
+            return status as i32;
+        }
         Some(b"help" | b"--help") => {
             out.text(USAGE);
         }

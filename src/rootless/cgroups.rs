@@ -136,7 +136,8 @@ fn not_enabled(controller: &str, base: &Path, error: &io::Error) -> String {
     }
 }
 
-fn what_it_limits(controller: &str) -> &'static str {
+/// What a machine without `controller` does not do.
+pub fn what_it_limits(controller: &str) -> &'static str {
     match controller {
         "cpu" => "CPU shares and quotas are not enforced",
         "cpuset" => "CPU pinning is not enforced",

@@ -6,6 +6,7 @@
 pub mod cgroups;
 mod holder;
 mod made;
+pub mod probe;
 mod record;
 pub mod subordinate;
 

@@ -99,7 +99,10 @@ fn answer(mut request: Request<Incoming>, tokens: &Tokens, sessions: &Arc<dyn Se
     let ticket = match tokens.redeem(token) {
         Some(ticket) if ticket_kind(&ticket) == kind => ticket,
         _ => {
-            return refuse(StatusCode::NOT_FOUND, "no such session: its token is unknown, spent or older than a minute");
+            return refuse(
+                StatusCode::NOT_FOUND,
+                "no such session: its token is unknown, spent or older than a minute",
+            );
         }
     };
     let switching = switching(&upgrade);

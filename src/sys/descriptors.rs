@@ -1,7 +1,7 @@
 //! The table of open descriptors as a whole: closing what is not wanted, before a process goes on as something else.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// First descriptor that is not a standard stream.
 const FIRST: u32 = 3;
@@ -40,4 +40,15 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open, and the caller says that nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Looks at a descriptor whose number came through somebody else's hands (a forked copy of this process's memory). It
+/// stays open as long as this process runs this program.
+pub fn borrowed(fd: RawFd) -> io::Result<BorrowedFd<'static>> {
+    // SAFETY: F_GETFD takes a number and tells whether it is open.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and the caller says that nobody closes it.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }

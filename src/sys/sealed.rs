@@ -15,12 +15,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+/// Lower numbers are where a child finds what it is given; the path of the binary must not come to mean that.
+const LOWEST_DESCRIPTOR: i32 = 32;
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// Opens our binary so that no process which executes it gives access to it. Asks for CAP_SYS_ADMIN in the user
 /// namespace that owns our mount namespace, or else for memory of the binary's size.
 pub fn seal() -> io::Result<OwnedFd> {
-    through_overlay().or_else(|_| in_memory())
+    let sealed = through_overlay().or_else(|_| in_memory())?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(sealed, LOWEST_DESCRIPTOR)?)
 }
 
 /// The path by which this process, or a child that it has just forked, executes `sealed`.

@@ -286,7 +286,7 @@ impl<T: AsyncRead> Reader<T> {
     }
 
     async fn open(&mut self, stream: u32, fin: bool, headers: Headers) -> io::Result<()> {
-        if stream % 2 == 0 || stream <= self.last_stream {
+        if stream.is_multiple_of(2) || stream <= self.last_stream {
             return Err(io::Error::other("SPDY stream ids are odd and rise"));
         }
         self.last_stream = stream;
