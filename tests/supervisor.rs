@@ -223,7 +223,7 @@ fn leftovers_of_a_pod_on_the_nodes_pid_namespace_are_found_by_their_records() {
     let container = pod.container(&["sh", "-c", "setsid sleep 9999 & sleep 9999"]).with_pid(NamespaceMode::Node);
     pod.create(&container).expect("created");
     pod.start(&container).expect("started");
-    pod.wait_for("the children", |pod| pod.descendants() >= 3);
+    pod.wait_for("the child", |pod| pod.descendants() >= 2);
     let everybody = pod.family();
     pod.kill_supervisor();
     cricket::executor::leftovers::kill(pod.state_dir()).expect("records");

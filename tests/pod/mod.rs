@@ -286,7 +286,9 @@ impl Fixture {
 
     pub fn connect_port(&mut self, port: u32) -> Reply<OwnedFd> {
         let (_, mut descriptors) = self.daemon.ask(Op::Connect(wire::Connect { port }), &[])?;
-        Ok(descriptors.pop().expect("a connection"))
+        let connection = descriptors.pop().expect("a connection");
+        protocol::set_nonblocking(&connection, false).expect("blocking");
+        Ok(connection)
     }
 
     pub fn network(&mut self) -> wire::NetworkReply {

@@ -134,7 +134,7 @@ impl Pod {
             stdio: streams.theirs,
             report: creators,
             start_report: inits,
-            supervisor: &self.own.process,
+            supervisor: &self.own,
         };
         let pid = fork::fork_and_run(None, || create_and_report(&job)).map_err(Fault::io("cannot fork a creator"))?;
         let deadline = Some(Instant::now() + timeout);

@@ -103,7 +103,8 @@ fn join(entry: &Entry<'_>) -> Result<()> {
         .map_err(Fault::io("cannot become non-dumpable"))?;
     keep_only(entry)?;
     let settings = Settings::read(entry.bundle)?;
-    let process = settings.process;
+    let mut process = settings.process;
+    let capabilities = process.capabilities.take().unwrap_or_default();
     let filter = settings.linux.seccomp.is_some().then(|| filter(entry)).transpose()?;
     let profile = process.apparmor_profile.as_deref().map(Profile::open).transpose()?;
     sandbox::set_oom_score(entry.oom_score_adj).map_err(Fault::io("cannot set the process's oom score"))?;
@@ -121,11 +122,12 @@ fn join(entry: &Entry<'_>) -> Result<()> {
     }
     let inside = rustix::process::chdir(process.cwd.as_str());
     profile.map_or(Ok(()), Profile::apply)?;
+    narrow_bounding_set(&capabilities, last_capability)?;
     let early = filter.as_ref().filter(|_| !process.no_new_privileges);
     // Without no_new_privs a filter needs a capability that is about to go.
     early.map_or(Ok(()), seccomp::Filter::install)?;
     set_ids(&process)?;
-    set_capabilities(process.capabilities.as_ref().unwrap_or(&Capabilities::default()), last_capability)?;
+    set_capabilities(&capabilities)?;
     // Some directories are only the user's, some only root's.
     inside.or_else(|_| rustix::process::chdir(process.cwd.as_str()))
         .map_err(Fault::io(format!("cannot change to the working directory {:?}", process.cwd)))?;
@@ -247,11 +249,9 @@ fn set_ids(process: &Process) -> Result<()> {
     Ok(())
 }
 
-fn set_capabilities(wanted: &Capabilities, last: u32) -> Result<()> {
+/// While there still is a capability to do it with.
+fn narrow_bounding_set(wanted: &Capabilities, last: u32) -> Result<()> {
     let bounding = set_of(&wanted.bounding)?;
-    let permitted = set_of(&wanted.permitted)?;
-    let effective = set_of(&wanted.effective)? & permitted;
-    let ambient = set_of(&wanted.ambient)? & permitted;
     for number in 0..=last {
         let one = CapabilitySet::from_bits_retain(1 << number);
         if !bounding.contains(one) {
@@ -259,6 +259,13 @@ fn set_capabilities(wanted: &Capabilities, last: u32) -> Result<()> {
                 .map_err(Fault::io("cannot narrow the bounding set"))?;
         }
     }
+    Ok(())
+}
+
+fn set_capabilities(wanted: &Capabilities) -> Result<()> {
+    let permitted = set_of(&wanted.permitted)?;
+    let effective = set_of(&wanted.effective)? & permitted;
+    let ambient = set_of(&wanted.ambient)? & permitted;
     // What is inherited is only what is ambient, else nothing (SECURITY.md row 3).
     let sets = CapabilitySets { effective, permitted, inheritable: ambient };
     rustix::thread::set_capabilities(None, sets).map_err(Fault::io("cannot set capabilities"))?;

@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::UnshareFlags;
 
 use super::fault::{Fault, Result};
 use super::pod::Pod;
@@ -42,15 +42,6 @@ pub struct Birth {
     pub listener: OwnedFd,
     /// Where the answer goes: the template's socket, closed once it is given.
     pub reply: OwnedFd,
-}
-
-/// Descriptors of this process itself that others are checked or moved by.
-#[derive(Debug)]
-pub struct Own {
-    /// This process, to see from a child whether it still lives.
-    pub process: OwnedFd,
-    /// Its PID namespace, to come back to.
-    pub pid_namespace: OwnedFd,
 }
 
 /// The whole life of a supervisor, in the process that the template forked. Answers its exit code.
@@ -88,9 +79,10 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     }
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(Fault::io("cannot become the reaper of the pod"))?;
-    let own = own_descriptors()?;
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+        .map_err(Fault::io("cannot open a descriptor of this process"))?;
     let init = match spec.pid() {
-        NamespaceMode::Pod => Some(pod_init::start(&own.pid_namespace, &own.process)?),
+        NamespaceMode::Pod => Some(pod_init::start(&own)?),
         _ => None,
     };
     record(&state_dir, init)?;
@@ -162,20 +154,6 @@ pub fn set_oom_score(wanted: i32) -> std::io::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && wanted < current => Ok(()),
         result => result,
     }
-}
-
-fn own_descriptors() -> Result<Own> {
-    let process = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
-        .map_err(Fault::io("cannot open a descriptor of this process"))?;
-    let pid_namespace = rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Fault::io("cannot open the PID namespace of this process"))?;
-    Ok(Own { process, pid_namespace })
-}
-
-/// Children are made in this PID namespace from now on. After a failure no child could be trusted: the pod ends.
-pub fn children_into(pid_namespace: &OwnedFd) -> Result<()> {
-    rustix::thread::move_into_link_name_space(pid_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))
-        .map_err(Fault::io("cannot change the PID namespace of children"))
 }
 
 /// Whether the process behind a descriptor has ended.

@@ -286,13 +286,20 @@ mod tests {
     }
 
     proptest! {
+        /// Runs of one byte, some of them with a newline, cut anywhere.
         #[test]
         fn however_input_is_cut_its_bytes_come_back(
-            chunks in prop::collection::vec(prop::collection::vec(prop_oneof![9 => any::<u8>(), 1 => Just(b'\n')], 0..5000), 0..20),
+            runs in prop::collection::vec((any::<u8>(), 0..2 * LINE_LIMIT, any::<bool>()), 0..8),
+            cut in 1..3 * LINE_LIMIT,
             room in LOG_LINE_LIMIT..3 * LOG_LINE_LIMIT,
         ) {
-            let input = chunks.concat();
-            let chunks: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
+            let run = |(byte, length, ends): (u8, usize, bool)| {
+                let mut run = vec![byte; length];
+                run.extend(ends.then_some(b'\n'));
+                run
+            };
+            let input: Vec<u8> = runs.into_iter().flat_map(run).collect();
+            let chunks: Vec<&[u8]> = input.chunks(cut).collect();
             let log = log(&mut formatter(Stream::Stdout), &chunks, room);
             let mut output = Vec::new();
             for line in log.split_inclusive(|byte| *byte == b'\n') {

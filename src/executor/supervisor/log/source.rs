@@ -17,6 +17,9 @@ pub const REST: Duration = Duration::from_millis(1);
 const BUSY: Duration = Duration::from_millis(4);
 /// Reads that bring this much are worth their system calls: no rest.
 const WORTH_READING: usize = READ_LENGTH / 4;
+/// A read that brings this much found a pipe that was full, or soon would have been. (Short writes leave room in each of
+/// its pages, so that it is never full to the byte.)
+const NEARLY_FULL: usize = READ_LENGTH / 4 * 3;
 /// What the pipe of a stream is enlarged to that fills it while it rests; within the rights of an unprivileged user,
 /// who has 64 MiB for all pipes: so never before it is needed.
 const BUSY_PIPE: usize = 256 * 1024;
@@ -95,23 +98,25 @@ impl Source {
         loop {
             match rustix::io::read(&self.descriptor, &mut *buffer) {
                 Ok(0) => return Input::End,
-                Ok(count) if count == buffer.len() => {
-                    self.enlarge();
-                    self.last_read = Some(now);
-                    return Input::Bytes(count, Left::More);
-                }
-                Ok(count) => {
-                    let busy = self.last_read.is_some_and(|last| now.duration_since(last) < BUSY);
-                    self.rests_until = (busy && count < WORTH_READING).then(|| now + REST);
-                    self.last_read = Some(now);
-                    return Input::Bytes(count, Left::Nothing);
-                }
+                Ok(count) => return self.judge(count, buffer.len(), now),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Input::Nothing,
                 // EIO: a terminal that nobody has open any more.
                 Err(_) => return Input::End,
             }
         }
+    }
+
+    fn judge(&mut self, count: usize, asked: usize, now: Instant) -> Input {
+        let busy = self.last_read.replace(now).is_some_and(|last| now.duration_since(last) < BUSY);
+        if count >= NEARLY_FULL {
+            self.enlarge();
+        }
+        if count == asked {
+            return Input::Bytes(count, Left::More);
+        }
+        self.rests_until = (busy && count < WORTH_READING).then(|| now + REST);
+        Input::Bytes(count, Left::Nothing)
     }
 
     fn enlarge(&mut self) {
