@@ -55,6 +55,10 @@ pub struct Container {
     pub pid: NamespaceMode,
     pub target: String,
     pub timeout_ms: u64,
+    pub cwd: String,
+    /// Name of its cgroup below the pod's.
+    pub cgroup: String,
+    pub shared: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -92,9 +96,35 @@ impl Container {
     pub fn with_target(self, id: &str) -> Self {
         Self { target: id.to_owned(), ..self }
     }
+    pub fn with_cwd(self, cwd: &str) -> Self {
+        Self { cwd: cwd.to_owned(), ..self }
+    }
+    pub fn with_cgroup(self, cgroup: &str) -> Self {
+        Self { cgroup: cgroup.to_owned(), ..self }
+    }
+    /// A directory at /shared whose mounts travel both ways.
+    pub fn with_shared(self, source: &Path) -> Self {
+        Self { shared: Some(source.to_owned()), ..self }
+    }
     pub fn with_timeout_ms(self, timeout_ms: u64) -> Self {
         Self { timeout_ms, ..self }
     }
+}
+
+/// Puts this thread, and what it starts, into mounts where cgroup v2 is where it should be, with a pod's cgroup. `None` where
+/// there is none that may be written to.
+pub fn make_pod_cgroup() -> Option<PathBuf> {
+    if !is_possible() {
+        return None;
+    }
+    cricket::sys::namespaces::unshare(rustix::thread::UnshareFlags::NEWNS).expect("a mount namespace");
+    let none: Option<&str> = None;
+    let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(none, "/", none, flags, none).expect("private");
+    nix::mount::mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), nix::mount::MsFlags::empty(), none).ok()?;
+    let path = PathBuf::from(format!("/sys/fs/cgroup/cricket-test-{}", PodId::random().short()));
+    fs::create_dir(&path).ok()?;
+    Some(path)
 }
 
 /// Root with a range of ids, and something to run.
@@ -143,6 +173,9 @@ impl Fixture {
             pid: NamespaceMode::Container,
             target: String::new(),
             timeout_ms: 0,
+            cwd: "/work".to_owned(),
+            cgroup: String::new(),
+            shared: None,
         }
     }
 
@@ -168,6 +201,8 @@ impl Fixture {
             pid_target: container.target.clone(),
             oom_score_adj: 100,
             timeout_ms: container.timeout_ms,
+            cgroup: container.cgroup.clone(),
+            propagations: container.shared.iter().map(|_| wire::Propagation { destination: "/shared".into(), mode: "shared".into() }).collect(),
             ..Default::default()
         };
         let root = self.overlay(&container.id);
@@ -330,7 +365,7 @@ impl Fixture {
         symlink(to, path).expect("a link");
     }
 
-    /// The supervisor and all below it.
+    /// The supervisor and all below it that live.
     pub fn family(&self) -> Vec<i32> {
         let mut family = vec![self.pid];
         let mut at = 0;
@@ -340,6 +375,7 @@ impl Fixture {
             family.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
             at += 1;
         }
+        family.retain(|&pid| is_alive(pid));
         family
     }
 

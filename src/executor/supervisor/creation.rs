@@ -51,9 +51,11 @@ impl Creation {
         if let Some(group) = Pid::from_raw(self.pid) {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
-        signal_process(self.pid, Signal::KILL);
-        if let Some(pid) = runtime::first_process(bundle) {
-            signal_process(pid, Signal::KILL);
+        for pid in [Some(self.pid), runtime::first_process(bundle)].into_iter().flatten() {
+            // It may have been waited for: then the number may be somebody else's.
+            if is_child(pid) {
+                signal_process(pid, Signal::KILL);
+            }
         }
     }
 }
@@ -245,6 +247,12 @@ impl Pod {
             creation.kill(&container.bundle);
         }
     }
+}
+
+fn is_child(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let parent = stat.rfind(')').and_then(|at| stat[at + 1..].split_ascii_whitespace().nth(1)?.parse().ok());
+    parent == Some(std::process::id())
 }
 
 fn make_streams(request: &wire::CreateContainer) -> std::io::Result<Streams> {
