@@ -85,8 +85,16 @@ fn an_exec_has_the_containers_ids_capabilities_filter_and_limits() {
     let output = pod.exec(&container, &["sh", "-c", "cat /proc/self/status; ulimit -n; id; pwd; echo $FOO; exit 7"]);
     assert_eq!(output.exit_code, 7, "{output:?}");
     let text = &output.stdout;
-    for line in ["CapInh:\t0000000000000000", "CapAmb:\t0000000000000000", "Seccomp:\t2", "NoNewPrivs:\t1",
-        "CapEff:\t0000000000000000", "CapBnd:\t00000000a80425fb", "SigIgn:\t0000000000000000", "SigBlk:\t0000000000000000"] {
+    for line in [
+        "CapInh:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "Seccomp:\t2",
+        "NoNewPrivs:\t1",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t00000000a80425fb",
+        "SigIgn:\t0000000000000000",
+        "SigBlk:\t0000000000000000",
+    ] {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(text.contains("\n1023\nuid=1000 gid=1001 groups=1001,1002\n/work\nbar\n"), "{text}");
@@ -140,8 +148,12 @@ fn a_terminal_of_a_container_is_logged_attached_and_resized() {
     let attached = pod.attach(&container);
     pod.start(&container).expect("started");
     pod.call(Op::ResizeTerminal(wire::ResizeTerminal {
-        container_id: container.id.clone(), exec_id: String::new(), rows: 11, columns: 22,
-    })).expect("resized");
+        container_id: container.id.clone(),
+        exec_id: String::new(),
+        rows: 11,
+        columns: 22,
+    }))
+    .expect("resized");
     attached.write("hello\n");
     assert_eq!(pod.wait_exit(&container).exit_code, 0);
     let seen = attached.read_all();
@@ -319,7 +331,8 @@ fn a_cgroup_holds_freezes_and_kills_a_container_and_goes_with_it() {
     let name = cgroup.strip_prefix("/sys/fs/cgroup").expect("below").display().to_string();
     let mut pod = fixture!(wire::SandboxSpec { cgroup: name.clone(), pid: NamespaceMode::Node.into(), ..own() });
     let path = format!("/{name}/container");
-    let container = pod.container(&["sh", "-c", "setsid sleep 9999 & sleep 9999"]).with_cgroup(&path).with_pid(NamespaceMode::Node);
+    let container =
+        pod.container(&["sh", "-c", "setsid sleep 9999 & sleep 9999"]).with_cgroup(&path).with_pid(NamespaceMode::Node);
     let reply = pod.create(&container).expect("created");
     assert!(reply.not_enforced.iter().any(|limit| limit.contains("67108864")), "{reply:?}");
     pod.start(&container).expect("started");

@@ -24,8 +24,10 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// A static busybox.
 const BUSYBOX: &str = "/bin/busybox";
 /// What the containers of the tests find in /bin.
-const APPLETS: &[&str] = &["sh", "cat", "sleep", "true", "hostname", "id", "grep", "ls", "ps", "tty", "stty", "nc", "echo",
-    "setsid", "yes", "mount", "touch", "dd"];
+const APPLETS: &[&str] = &[
+    "sh", "cat", "sleep", "true", "hostname", "id", "grep", "ls", "ps", "tty", "stty", "nc", "echo", "setsid", "yes",
+    "mount", "touch", "dd",
+];
 
 pub type Reply<T> = Result<T, wire::Error>;
 
@@ -202,7 +204,11 @@ impl Fixture {
             oom_score_adj: 100,
             timeout_ms: container.timeout_ms,
             cgroup: container.cgroup.clone(),
-            propagations: container.shared.iter().map(|_| wire::Propagation { destination: "/shared".into(), mode: "shared".into() }).collect(),
+            propagations: container
+                .shared
+                .iter()
+                .map(|_| wire::Propagation { destination: "/shared".into(), mode: "shared".into() })
+                .collect(),
             ..Default::default()
         };
         let root = self.overlay(&container.id);
@@ -262,7 +268,13 @@ impl Fixture {
         })
     }
 
-    fn exec_with(&mut self, container: &Container, command: &[&str], stdio: &[OwnedFd], size: (u32, u32)) -> Reply<(String, Vec<OwnedFd>)> {
+    fn exec_with(
+        &mut self,
+        container: &Container,
+        command: &[&str],
+        stdio: &[OwnedFd],
+        size: (u32, u32),
+    ) -> Reply<(String, Vec<OwnedFd>)> {
         self.execs += 1;
         let id = format!("exec-{}", self.execs);
         let request = wire::Exec {
@@ -427,17 +439,25 @@ impl Fixture {
         step(self, "spawn (fork, namespaces, answer)", &mut |pod| {
             let base = pod.base.join(format!("more-{}", pods.len()));
             directories(&base);
-            let sandbox = wire::SandboxSpec { hostname: "x".into(), pid: NamespaceMode::Container.into(), ..Default::default() };
+            let sandbox =
+                wire::SandboxSpec { hostname: "x".into(), pid: NamespaceMode::Container.into(), ..Default::default() };
             let reply = spawn(&socket, &base, sandbox);
             assert_eq!(reply.error, None);
             pods.push((base, reply.pid));
         });
         let pss = |pid: i32| -> u64 {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            text.lines().find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
+            text.lines()
+                .find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+                .unwrap_or(0)
         };
-        println!("PSS: template {} kB, a used supervisor {} kB, a fresh one of {} {} kB", pss(self.template.id() as i32),
-            pss(self.pid), pods.len(), pss(pods[0].1));
+        println!(
+            "PSS: template {} kB, a used supervisor {} kB, a fresh one of {} {} kB",
+            pss(self.template.id() as i32),
+            pss(self.pid),
+            pods.len(),
+            pss(pods[0].1)
+        );
         for (base, _) in &pods {
             let mut daemon = Daemon::connect(&base.join("state"));
             daemon.ask(Op::Shutdown(wire::Shutdown { grace_ms: 0 }), &[]).expect("shut down");
@@ -450,7 +470,8 @@ impl Fixture {
         let mut total = 0.0;
         for pid in [self.pid, self.template.id() as i32] {
             let stat = ns(format!("/proc/{pid}/stat"));
-            let fields: Vec<f64> = stat[stat.rfind(')').unwrap_or(0) + 1..].split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
+            let fields: Vec<f64> =
+                stat[stat.rfind(')').unwrap_or(0) + 1..].split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
             total += (fields[11] + fields[12] + fields[13] + fields[14]) * 10.0;
         }
         total
@@ -474,7 +495,8 @@ impl Daemon {
     fn connect(state: &Path) -> Self {
         let socket = protocol::connect(state, SUPERVISOR_SOCKET).expect("connected");
         protocol::set_nonblocking(&socket, false).expect("blocking");
-        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(DEADLINE)).expect("set");
+        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(DEADLINE))
+            .expect("set");
         Self { socket, next: 1, events: VecDeque::new(), buffer: vec![0; MESSAGE_LIMIT] }
     }
 
@@ -531,12 +553,20 @@ fn start_template() -> (Child, OwnedFd, PathBuf) {
     directories(&base);
     make_root(&base.join("root"));
     let (ours, theirs) = protocol::pair().expect("a pair");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cricket"));
+    // Measurements of a debug build's tests want a release build's program.
+    let program = std::env::var_os("CRICKET_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_cricket").into());
+    let mut command = Command::new(program);
     command.arg("supervise").stdin(Stdio::null()).env_clear();
     let number = theirs.as_raw_fd();
     // SAFETY: dup2 between fork and exec, in a copy of this process that does nothing else.
     unsafe {
-        command.pre_exec(move || if libc::dup2(number, 3) == 3 && (number != 3 || libc::fcntl(3, libc::F_SETFD, 0) == 0) { Ok(()) } else { Err(std::io::Error::last_os_error()) });
+        command.pre_exec(move || {
+            if libc::dup2(number, 3) == 3 && (number != 3 || libc::fcntl(3, libc::F_SETFD, 0) == 0) {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
     }
     let template = command.spawn().expect("a template");
     (template, ours, base)

@@ -130,8 +130,12 @@ impl Pod {
         if self.scratch.give_back_at().is_some_and(|at| at <= now) {
             self.scratch.give_back();
         }
-        let due: Vec<String> =
-            self.containers.iter().filter(|(_, c)| c.deadline().is_some_and(|at| at <= now)).map(|(id, _)| id.clone()).collect();
+        let due: Vec<String> = self
+            .containers
+            .iter()
+            .filter(|(_, c)| c.deadline().is_some_and(|at| at <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in due {
             self.on_container_time(&id, now);
         }

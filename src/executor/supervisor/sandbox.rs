@@ -25,6 +25,8 @@ use crate::sys::loopback;
 
 /// Directory in STATE_DIR that becomes /dev/shm of the pod's containers.
 pub const SHM_DIRECTORY: &str = "shm";
+/// What a panic, or a word of a child's before it is a program, goes to.
+const OWN_LOG: &str = "supervisor.log";
 /// Size of /dev/shm where the request names none.
 const SHM_DEFAULT_BYTES: u64 = 64 << 20;
 /// Highest and lowest score that the kernel knows.
@@ -63,7 +65,10 @@ pub fn live(birth: Birth) -> i32 {
 fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     template::assert_one_thread()?;
     if !spec.uid_maps.is_empty() || !spec.gid_maps.is_empty() {
-        return Err(Fault::new(ErrorKind::Unimplemented, "a pod with a user namespace of its own is not supported yet"));
+        return Err(Fault::new(
+            ErrorKind::Unimplemented,
+            "a pod with a user namespace of its own is not supported yet",
+        ));
     }
     let state_dir = checked_directory(&spec.state_dir, "state")?;
     let record_dir = checked_directory(&spec.record_dir, "record")?;
@@ -92,18 +97,26 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
 fn checked_directory(path: &str, what: &str) -> Result<PathBuf> {
     let path = PathBuf::from(path);
     if !path.is_absolute() || !path.is_dir() {
-        return Err(Fault::invalid(format!("the pod's {what} directory {path:?} is not an existing absolute directory")));
+        return Err(Fault::invalid(format!(
+            "the pod's {what} directory {path:?} is not an existing absolute directory"
+        )));
     }
     Ok(path)
 }
 
-/// Standard error goes to a file of the pod: the daemon's may be a pipe that nobody reads any more.
+/// Output goes to a file of the pod, input comes from nowhere: the daemon's streams may be pipes that nobody reads any
+/// more, or that somebody reads to their end.
 fn speak_into(state_dir: &Path) -> Result<()> {
-    let path = state_dir.join("supervisor.log");
+    let path = state_dir.join(OWN_LOG);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
         .map_err(Fault::io(format!("cannot open {}", path.display())))?;
-    rustix::stdio::dup2_stderr(&file).map_err(Fault::io("cannot redirect standard error"))
+    let failed = "cannot redirect the standard streams";
+    let null =
+        rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(Fault::io(failed))?;
+    rustix::stdio::dup2_stdin(&null).map_err(Fault::io(failed))?;
+    rustix::stdio::dup2_stdout(&file).map_err(Fault::io(failed))?;
+    rustix::stdio::dup2_stderr(&file).map_err(Fault::io(failed))
 }
 
 fn make_namespaces(spec: &SandboxSpec) -> Result<()> {
