@@ -1,8 +1,16 @@
-fn main() {
-    if std::env::args().nth(1).as_deref() == Some("supervise")
-        && let Err(fault) = cricket::executor::supervisor::template::main(cricket::executor::protocol::TEMPLATE_SOCKET)
-    {
-        eprintln!("cricket supervise: {fault}");
-        std::process::exit(1);
+//! The binary: parse the command line, dispatch. No thread exists before a command starts one.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cricket::cli::Cli;
+
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("cricket: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
