@@ -5,3 +5,6 @@ pub mod pages;
 
 /// Processes started in other namespaces, with a descriptor at a number of its own.
 pub mod spawn;
+
+/// Descriptors that tokio watches.
+pub mod watch;
