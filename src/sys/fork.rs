@@ -1,0 +1,82 @@
+//! Processes without exec: clone of a single-threaded process, straight into a cgroup where one is given.
+//!
+//! The raw `clone3` is used because it can place the child into its cgroup without the migration that a write to
+//! `cgroup.procs` costs. Callers have one thread; that is checked, for a lock held by another thread would hang the child.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Which side of a [`fork`] one is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id in this PID namespace.
+    Parent(i32),
+}
+
+/// Ends a child when it leaves its scope, also by a panic's unwinding, without running what the parent registered.
+struct ExitOnDrop;
+
+impl Drop for ExitOnDrop {
+    fn drop(&mut self) {
+        exit_now(CHILD_FAILED);
+    }
+}
+
+/// Exit code of a child that panicked.
+const CHILD_FAILED: i32 = 70;
+
+/// CLONE_INTO_CGROUP of linux/sched.h (the constant of the libc crate is too narrow for it).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Threads of this process, as the kernel counts them.
+pub fn thread_count() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Clones this process. `cgroup` is an open directory of cgroup v2 for the child to be born in.
+pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    let mut arguments = libc::clone_args {
+        flags: 0,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: no memory is shared (no CLONE_VM), so the child goes on with a copy of everything, as after fork(2);
+    // the callers are single-threaded, so no lock is held by a thread that the child does not have.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid as i32)),
+    }
+}
+
+/// Forks, runs `body` in the child and ends the child with the code that it returns.
+pub fn fork_and_run(cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<i32> {
+    match fork(cgroup)? {
+        Forked::Parent(pid) => Ok(pid),
+        Forked::Child => {
+            let _guard = ExitOnDrop;
+            exit_now(body())
+        }
+    }
+}
+
+/// Ends this process at once, without exit handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no precondition and does not return.
+    unsafe { libc::_exit(code) }
+}
