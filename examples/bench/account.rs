@@ -7,8 +7,11 @@
 //!   children that it waited for (`cutime` and `cstime` of /proc/PID/stat, in hundredths of a second);
 //! * of processes that ended as our children, `getrusage(RUSAGE_CHILDREN)`, which has their children in it.
 //!
-//! Hundredths are coarse: what a supervisor's children cost shows exactly only when the supervisor has ended too, so
-//! stages measure whole lives, or many operations in one pod. Our own process is not counted.
+//! Hundredths are coarse, and the template, whose children supervisors are, ignores how they end, so that their time
+//! would be lost. Therefore a stage that measures whole lives kills the daemon when its pods are up and starts another
+//! (`Node::restart`): the template ends with its daemon, supervisors become our children, and when they end their time
+//! and that of all their children is in our figures to the microsecond. What the start of the other daemon costs is
+//! taken off. Our own process is not counted.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -93,6 +96,13 @@ impl Account {
         Self { daemon }
     }
 
+    /// After the daemon was started again. Answers what that has cost so far.
+    pub fn follow(&mut self, daemon: i32) -> anyhow::Result<Duration> {
+        self.daemon = daemon;
+        let sample = self.sample()?;
+        Ok(sample.of(Kind::Daemon) + sample.of(Kind::Template))
+    }
+
     /// The CPU time until now, after processes that have ended were waited for.
     pub fn sample(&self) -> anyhow::Result<Sample> {
         let started = Instant::now();
@@ -140,9 +150,14 @@ impl Account {
         let command = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
         match command.split(|byte| *byte == 0).nth(1) {
             Some(b"supervise") if process.parent == self.daemon => Kind::Template,
-            Some(b"supervise") if process.parent == own_pid() => Kind::Supervisor,
+            // Its children bear the command line that they were forked with until they execute something else.
+            Some(b"supervise") if self.is_supervisors_parent(process.parent) => Kind::Supervisor,
             _ => Kind::Other,
         }
+    }
+
+    fn is_supervisors_parent(&self, pid: i32) -> bool {
+        pid == own_pid() || read_process(pid).is_some_and(|parent| parent.parent == self.daemon)
     }
 }
 

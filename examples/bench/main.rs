@@ -72,10 +72,10 @@ async fn main() -> anyhow::Result<ExitCode> {
 async fn measure(node: &mut Node, args: &Args) -> anyhow::Result<Table> {
     node.load(&args.image).await.context("loading the image")?;
     let mut table = Table::default();
-    let account = Account::new(node.daemon_pid());
+    let mut account = Account::new(node.daemon_pid());
     stages::warm_up(node).await?;
     if args.wants("pods") {
-        stages::pods(node, &account, &mut table, args.pods.min(30)).await.context("stage pods")?;
+        stages::pods(node, &mut account, &mut table, args.pods.min(30)).await.context("stage pods")?;
     }
     if args.wants("containers") {
         stages::containers(node, &account, &mut table, 40).await.context("stage containers")?;
@@ -84,7 +84,7 @@ async fn measure(node: &mut Node, args: &Args) -> anyhow::Result<Table> {
         stages::exec(node, &account, &mut table, 200).await.context("stage exec")?;
     }
     if args.wants("together") {
-        stages::together(node, &account, &mut table, 10).await.context("stage together")?;
+        stages::together(node, &mut account, &mut table, 10).await.context("stage together")?;
     }
     if args.wants("log") {
         stages::log(node, &account, &mut table, args.log_megabytes).await.context("stage log")?;

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use cri::runtime_service_client::RuntimeServiceClient;
 use cricket::proto::cri;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use tonic::transport::{Channel, Endpoint};
 
 /// For the daemon to be ready, and to end.
@@ -36,14 +39,10 @@ impl Node {
     /// Starts a daemon and waits until it says that it is ready.
     pub async fn start(binary: &Path, directory: &Path, node_network: bool) -> anyhow::Result<Self> {
         std::fs::create_dir_all(directory.join("logs"))?;
-        let log = File::create(directory.join("daemon.log"))?;
-        let mut command = cricket(binary, directory);
-        command.arg("serve").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("starting {}", binary.display()))?;
         let mut node = Self {
             binary: binary.to_owned(),
             directory: directory.to_owned(),
-            daemon: child.id().cast_signed(),
+            daemon: serve(binary, directory)?,
             runtime: RuntimeServiceClient::new(dial(directory)?).max_decoding_message_size(MESSAGE_LIMIT),
             network: if node_network { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod },
             image: String::new(),
@@ -63,6 +62,15 @@ impl Node {
             tokio::time::sleep(GLANCE).await;
         }
         bail!("the daemon is not ready after {PATIENCE:?}:\n{}", self.last_words());
+    }
+
+    /// Kills the daemon as the kernel would and starts another, which finds the pods again.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let daemon = Pid::from_raw(self.daemon);
+        kill(daemon, Signal::SIGKILL).context("killing the daemon")?;
+        waitpid(daemon, None).context("waiting for the daemon")?;
+        self.daemon = serve(&self.binary, &self.directory)?;
+        self.wait_until_ready().await
     }
 
     /// Loads an image from an archive; containers run it from then on.
@@ -107,6 +115,14 @@ impl Node {
         }
         Ok(())
     }
+}
+
+fn serve(binary: &Path, directory: &Path) -> anyhow::Result<i32> {
+    let log = File::options().create(true).append(true).open(directory.join("daemon.log"))?;
+    let mut command = cricket(binary, directory);
+    command.arg("serve").stdout(log.try_clone()?).stderr(log);
+    let child = command.spawn().with_context(|| format!("starting {}", binary.display()))?;
+    Ok(child.id().cast_signed())
 }
 
 fn cricket(binary: &Path, directory: &Path) -> Command {

@@ -9,6 +9,7 @@ use futures_util::future::try_join_all;
 use super::account::{Account, Kind, Sample};
 use super::memory;
 use super::node::Node;
+use super::pods::Pod;
 use super::table::Table;
 
 /// A container that stays.
@@ -57,47 +58,82 @@ pub async fn warm_up(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whole pods, one after another; the parts are told apart by their lives with and without a container.
-pub async fn pods(node: &Node, account: &Account, table: &mut Table, count: usize) -> anyhow::Result<()> {
-    let empty = Watch::start(account)?;
-    let mut run_wall = Duration::ZERO;
+/// Pods that were made, and what that took.
+struct Up {
+    pods: Vec<(Pod, Option<String>)>,
+    cpu: Duration,
+    wall: Duration,
+}
+
+async fn one_up(node: &Node, with_container: bool) -> anyhow::Result<(Pod, Option<String>)> {
+    let pod = node.run_pod().await?;
+    if !with_container {
+        return Ok((pod, None));
+    }
+    let id = node.create(&pod, &SLEEP).await?;
+    node.start_container(&id).await?;
+    Ok((pod, Some(id)))
+}
+
+async fn up(node: &Node, account: &Account, count: usize, with_container: bool) -> anyhow::Result<Up> {
+    let watch = Watch::start(account)?;
+    let mut pods = Vec::new();
     for _ in 0..count {
-        let started = Instant::now();
-        let pod = node.run_pod().await?;
-        run_wall += started.elapsed();
-        node.remove_pod(&pod).await?;
+        pods.push(one_up(node, with_container).await?);
     }
-    let (empty_life, _) = empty.each(count)?;
+    let (cpu, wall) = watch.each(count)?;
+    Ok(Up { pods, cpu, wall })
+}
 
-    let full = Watch::start(account)?;
-    let mut up_wall = Duration::ZERO;
-    for _ in 0..count {
-        let started = Instant::now();
-        let pod = node.run_pod().await?;
-        let id = node.create(&pod, &SLEEP).await?;
-        node.start_container(&id).await?;
-        up_wall += started.elapsed();
-        node.remove_container(&id).await?;
-        node.remove_pod(&pod).await?;
+/// Ends pods by another daemon (see account.rs). Answers CPU time since `before`, without what that daemon's start cost,
+/// and the wall time of the end.
+async fn down(
+    node: &mut Node,
+    account: &mut Account,
+    before: Duration,
+    pods: &[(Pod, Option<String>)],
+    at_once: bool,
+) -> anyhow::Result<(Duration, Duration)> {
+    node.restart().await?;
+    let start = account.follow(node.daemon_pid())?;
+    let started = Instant::now();
+    let node = &*node;
+    let removals = pods.iter().map(|(pod, container)| async move {
+        if let Some(id) = container {
+            node.remove_container(id).await?;
+        }
+        node.remove_pod(pod).await
+    });
+    if at_once {
+        try_join_all(removals).await?;
+    } else {
+        for removal in removals {
+            removal.await?;
+        }
     }
-    let (life, life_wall) = full.each(count)?;
+    let wall = started.elapsed();
+    let all = account.sample()?.total().saturating_sub(before);
+    Ok((all.saturating_sub(start), wall))
+}
 
-    // Supervisors that live: their own time is exact, and running a pod leaves them hardly any children.
-    let run = Watch::start(account)?;
-    let alive = try_join_all((0..count).map(|_| node.run_pod())).await?;
-    let (run_cpu, _) = run.each(count)?;
-    for pod in &alive {
-        node.remove_pod(pod).await?;
-    }
+/// Whole pods, one after another: with and without a container.
+pub async fn pods(node: &mut Node, account: &mut Account, table: &mut Table, count: usize) -> anyhow::Result<()> {
+    let n = u32::try_from(count)?;
+    let before = account.sample()?.total();
+    let empty = up(node, account, count, false).await?;
+    let (empty_life, empty_down) = down(node, account, before, &empty.pods, false).await?;
+    table.cpu("RunPodSandbox", empty.cpu, empty.wall, Some(5.0));
+    let end = (empty_life / n).saturating_sub(empty.cpu);
+    table.cpu("StopPodSandbox + RemovePodSandbox", end, empty_down / n, None);
 
-    let count = u32::try_from(count)?;
-    let container = life.saturating_sub(empty_life);
-    table.cpu("RunPodSandbox", run_cpu, run_wall / count, Some(5.0));
-    table.cpu("a container's life beside its pod's", container, Duration::ZERO, None);
-    let down = empty_life.saturating_sub(run_cpu);
-    table.cpu("StopPodSandbox + RemovePodSandbox", down, Duration::ZERO, None);
-    table.cpu("whole life of a pod: up, stop, remove", life, life_wall, Some(16.0));
-    table.cpu("whole pod up (wall only)", Duration::ZERO, up_wall / count, None);
+    let before = account.sample()?.total();
+    let full = up(node, account, count, true).await?;
+    let (life, full_down) = down(node, account, before, &full.pods, false).await?;
+    let container = life.saturating_sub(empty_life) / n;
+    table.cpu("container: create, start, stop, remove", container, Duration::ZERO, None);
+    table.cpu("whole life of a pod with a container", life / n, full.wall + full_down / n, Some(16.0));
+    table.cpu("  up (wall)", Duration::ZERO, full.wall, None);
+    table.cpu("  stop and remove (wall)", Duration::ZERO, full_down / n, None);
     Ok(())
 }
 
@@ -157,24 +193,16 @@ pub async fn exec(node: &Node, account: &Account, table: &mut Table, count: usiz
 }
 
 /// Pods at once.
-pub async fn together(node: &Node, account: &Account, table: &mut Table, count: usize) -> anyhow::Result<()> {
-    let watch = Watch::start(account)?;
-    let up = try_join_all((0..count).map(|_| async {
-        let pod = node.run_pod().await?;
-        let id = node.create(&pod, &SLEEP).await?;
-        node.start_container(&id).await?;
-        anyhow::Ok((pod, id))
-    }))
-    .await?;
-    let wall = watch.started.elapsed();
-    try_join_all(up.iter().map(|(pod, id)| async move {
-        node.remove_container(id).await?;
-        node.remove_pod(pod).await
-    }))
-    .await?;
-    let (life, life_wall) = watch.each(count)?;
-    table.cpu(format!("{count} pods up at once (wall of all; goal 150 ms)"), Duration::ZERO, wall, None);
-    table.cpu(format!("whole life of a pod, {count} at once"), life, life_wall, Some(16.0));
+pub async fn together(node: &mut Node, account: &mut Account, table: &mut Table, count: usize) -> anyhow::Result<()> {
+    let before = account.sample()?.total();
+    let started = Instant::now();
+    let pods = try_join_all((0..count).map(|_| one_up(node, true))).await?;
+    let up_wall = started.elapsed();
+    let (life, down_wall) = down(node, account, before, &pods, true).await?;
+    let life = life / u32::try_from(count)?;
+    table.cpu(format!("{count} pods at once, whole life of one"), life, up_wall + down_wall, Some(16.0));
+    table.cpu("  all up (wall; goal 150 ms)", Duration::ZERO, up_wall, None);
+    table.cpu("  all stopped and removed (wall)", Duration::ZERO, down_wall, None);
     Ok(())
 }
 

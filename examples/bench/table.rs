@@ -20,15 +20,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// CPU milliseconds an operation, and the wall time of one.
+    /// CPU milliseconds an operation, and the wall time of one; zero: not measured.
     pub fn cpu(&mut self, what: impl Into<String>, cpu: Duration, wall: Duration, goal: Option<f64>) {
-        let milliseconds = milliseconds(cpu);
         self.rows.push(Row {
             what: what.into(),
-            figure: format!("{milliseconds:.2} ms CPU"),
-            wall: format!("{:.1} ms", self::milliseconds(wall)),
+            figure: shown(cpu, 2),
+            wall: shown(wall, 1),
             goal: goal.map(|goal| format!("{goal} ms")).unwrap_or_default(),
-            verdict: verdict(milliseconds, goal),
+            verdict: verdict(milliseconds(cpu), goal),
         });
     }
 
@@ -47,7 +46,7 @@ impl Table {
     /// To standard output.
     pub fn print(&self) {
         let mut grid = Grid::new();
-        grid.load_style(presets::UTF8_BORDERS_ONLY).set_header(["operation", "figure", "wall", "goal", ""]);
+        grid.load_style(presets::UTF8_BORDERS_ONLY).set_header(["operation", "CPU or memory", "wall", "goal", ""]);
         for row in &self.rows {
             grid.add_row([row.what.as_str(), &row.figure, &row.wall, &row.goal, row.verdict]);
         }
@@ -60,6 +59,10 @@ impl Table {
         println!("CPU: daemon, template, supervisors and all their children, containers too, without this client.");
         println!("Wall: as this client sees it; the machine's other work is in it.");
     }
+}
+
+fn shown(duration: Duration, digits: usize) -> String {
+    if duration.is_zero() { String::new() } else { format!("{:.digits$} ms", milliseconds(duration)) }
 }
 
 fn milliseconds(duration: Duration) -> f64 {
