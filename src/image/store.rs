@@ -107,11 +107,6 @@ impl Store {
         &self.shared.layers
     }
 
-    /// By name, digest or id; from memory.
-    pub fn find(&self, _name: &str) -> Result<Option<Arc<Image>>, ImageError> {
-        todo!()
-    }
-
     /// Validates the config, checks that every layer of its `rootfs.diff_ids` is here, and writes the image's record,
     /// durably. The id is the hash of `config_bytes`. Names are added to those the image has. Once begun it is done,
     /// also when the future is dropped.
