@@ -1,250 +1,38 @@
 //! The image service: references, registries, unpacking, layers, snapshots.
+//!
+//! ```text
+//! ROOT/layers/ALGORITHM-HEX/{tree,layer.json}   an unpacked layer by diff id; never changed once it has this name
+//! ROOT/layers/.temporary-N/                     being unpacked or being removed: gone at the next open
+//! ROOT/images/ALGORITHM-HEX.{config,json}       an image by its config's digest: the config as it came, names
+//! ROOT/snapshots/KEY/{snapshot.json,upper,work} the writable part of one container
+//! ROOT/spool/                                   archives being loaded: gone at the next open
+//! ROOT/empty/{0,1}                              empty directories below images of no or one layer
+//! ```
 
+pub mod archive;
+pub mod config;
 pub mod digest;
+pub mod error;
+pub mod hasher;
+pub mod layers;
+mod lookup;
+pub mod manifest;
+pub mod model;
+pub mod platform;
+pub mod progress;
+pub mod pull;
+pub mod reference;
+pub mod registry;
+pub mod service;
+mod signal;
+pub mod snapshot;
+pub mod store;
+pub mod unpack;
 
-use std::collections::{BTreeMap, HashSet};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
-
-/// What went wrong; `pod` and `cri` turn `kind()` into a gRPC code.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct ImageError {
-    /// For the gRPC code.
-    pub kind: ImageErrorKind,
-    /// What happened, to what, what to do.
-    pub message: String,
-}
-
-/// Kinds of [`ImageError`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ImageErrorKind {
-    /// No such image, here or in the registry.
-    NotFound,
-    /// The reference, archive or request is malformed.
-    Invalid,
-    /// The image's bytes are not what they claim, or not fit to be unpacked.
-    BadImage,
-    /// The registry refused the credentials.
-    Unauthorized,
-    /// The registry does not answer.
-    Unavailable,
-    /// Disk full, or a limit on an image reached.
-    Exhausted,
-    /// In use.
-    Busy,
-    /// Everything else.
-    Internal,
-}
-
-/// An image that is here, whole.
-#[derive(Debug, Clone)]
-pub struct Image {
-    /// `sha256:...` of its config: the one id of PullImage, Image, Container and ContainerStatus.
-    pub id: String,
-    /// `registry/repository:tag`.
-    pub repo_tags: Vec<String>,
-    /// `registry/repository@sha256:...`.
-    pub repo_digests: Vec<String>,
-    /// Unpacked bytes on disk.
-    pub size_bytes: u64,
-    /// Never collected.
-    pub pinned: bool,
-    /// Validated.
-    pub config: ImageConfig,
-    /// Diff ids, lowest first.
-    pub layers: Vec<String>,
-}
-
-/// What an image says about how it wants to be run, after validation. No raw bytes of a config go further.
-#[derive(Debug, Clone, Default)]
-pub struct ImageConfig {
-    /// USER.
-    pub user: ImageUser,
-    /// ENV, `NAME=value`, no NUL.
-    pub env: Vec<String>,
-    /// ENTRYPOINT.
-    pub entrypoint: Vec<String>,
-    /// CMD.
-    pub command: Vec<String>,
-    /// WORKDIR, absolute; empty: `/`.
-    pub working_dir: String,
-    /// VOLUME destinations, absolute and normalised.
-    pub volumes: Vec<String>,
-    /// STOPSIGNAL as a number.
-    pub stop_signal: Option<i32>,
-    /// LABEL: for showing, never for control.
-    pub labels: BTreeMap<String, String>,
-    /// `amd64`, `arm64`.
-    pub architecture: String,
-    /// `linux`.
-    pub os: String,
-    /// As written in the config.
-    pub created: String,
-}
-
-/// USER of an image: user and group, each a number below 2^31 or a name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageUser {
-    /// None: root.
-    pub user: Option<Principal>,
-    /// None: the user's own group.
-    pub group: Option<Principal>,
-}
-
-/// A number or a name to be looked up in the image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Principal {
-    /// Below 2^31.
-    Id(u32),
-    /// Looked up in the root file system's /etc/passwd or /etc/group.
-    Name(String),
-}
-
-/// Credentials of one pull.
-#[derive(Clone)]
-pub enum Credentials {
-    /// User and password.
-    Basic {
-        /// User.
-        username: String,
-        /// Password.
-        password: String,
-    },
-    /// An identity (refresh) token.
-    IdentityToken(String),
-    /// A bearer token for the registry itself.
-    RegistryToken(String),
-}
-
-/// How far one layer is.
-#[derive(Debug, Clone)]
-pub struct LayerProgress {
-    /// Of the blob.
-    pub digest: String,
-    /// Compressed bytes; 0: not known.
-    pub total_bytes: u64,
-    /// Compressed bytes so far.
-    pub done_bytes: u64,
-    /// What happens to it.
-    pub phase: LayerPhase,
-}
-
-/// See [`LayerProgress`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerPhase {
-    /// Not begun.
-    Waiting,
-    /// On its way.
-    Fetching,
-    /// Was there already.
-    Reused,
-    /// Committed.
-    Done,
-}
-
-/// Receives progress; must return at once.
-pub type ProgressSink = Arc<dyn Fn(LayerProgress) + Send + Sync>;
-
-/// Where images live and how they are fetched.
-#[derive(Debug, Clone)]
-pub struct ImageOptions {
-    /// Disk directory of the image service: `ROOT/images`.
-    pub root: PathBuf,
-    /// Directory that holds `HOST/hosts.toml`.
-    pub registry_config_path: PathBuf,
-    /// Whether overlay mounts need `userxattr` and whiteouts `user.overlay.*` (we are in a user namespace).
-    pub in_user_namespace: bool,
-}
-
-/// Bytes and inodes used by images and snapshots.
-#[derive(Debug, Clone, Default)]
-pub struct FilesystemUsage {
-    /// The directory.
-    pub mountpoint: PathBuf,
-    /// Bytes.
-    pub bytes: u64,
-    /// Inodes.
-    pub inodes: u64,
-}
-
-/// A container's root file system.
-#[derive(Debug)]
-pub struct Snapshot {
-    /// A detached mount (fsmount or open_tree), attached by the supervisor in its own mount namespace; through it
-    /// the daemon reads /etc/passwd. Nothing is mounted in the daemon's namespace.
-    pub mount: OwnedFd,
-    /// Where the container's own writes go; none with a read-only root.
-    pub upper: Option<PathBuf>,
-}
-
-/// The image service. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Images {}
-
-impl Images {
-    /// Reads the store; removes what a crash left half made.
-    pub async fn open(_options: ImageOptions) -> Result<Self, ImageError> {
-        todo!()
-    }
-
-    /// Pulls. Two pulls of one image join; dropping the future stops a pull that nobody else waits for.
-    pub async fn pull(
-        &self,
-        _reference: &str,
-        _credentials: Option<Credentials>,
-        _progress: Option<ProgressSink>,
-    ) -> Result<Arc<Image>, ImageError> {
-        todo!()
-    }
-
-    /// Loads every image of an OCI or docker archive (plain, gzip or zstd), streamed.
-    pub async fn load(
-        &self,
-        _archive: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
-        _progress: Option<ProgressSink>,
-    ) -> Result<Vec<Arc<Image>>, ImageError> {
-        todo!()
-    }
-
-    /// Every image, from memory.
-    pub fn list(&self) -> Vec<Arc<Image>> {
-        todo!()
-    }
-
-    /// By tag, digest, id or a unique prefix of the id; from memory.
-    pub fn find(&self, _name: &str) -> Option<Arc<Image>> {
-        todo!()
-    }
-
-    /// Removes the image with all its tags. False: there was none. Layers in use by snapshots stay until those go.
-    pub async fn remove(&self, _name: &str) -> Result<bool, ImageError> {
-        todo!()
-    }
-
-    /// Of images (first) and snapshots (second).
-    pub fn usage(&self) -> Result<(FilesystemUsage, FilesystemUsage), ImageError> {
-        todo!()
-    }
-
-    /// Makes (or finds again) the snapshot `key`, a container's id. Durable before it is answered.
-    pub async fn snapshot(&self, _key: &str, _image: &Image, _read_only: bool) -> Result<Snapshot, ImageError> {
-        todo!()
-    }
-
-    /// Bytes and inodes of the container's own writes.
-    pub async fn snapshot_usage(&self, _key: &str) -> Result<FilesystemUsage, ImageError> {
-        todo!()
-    }
-
-    /// Removes the snapshot; that there is none is fine.
-    pub async fn remove_snapshot(&self, _key: &str) -> Result<(), ImageError> {
-        todo!()
-    }
-
-    /// At start: removes the snapshots of containers that are no more.
-    pub async fn retain_snapshots(&self, _keep: &HashSet<String>) -> Result<(), ImageError> {
-        todo!()
-    }
-}
+pub use error::{ImageError, ImageErrorKind};
+pub use model::{
+    Credentials, FilesystemUsage, Image, ImageConfig, ImageOptions, ImageUser, LayerPhase, LayerProgress, Principal,
+    ProgressSink, Snapshot,
+};
+pub use service::Images;
+pub use snapshot::MountPoint;
