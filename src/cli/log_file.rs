@@ -4,19 +4,25 @@
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::sys::async_fd;
 
 /// Read at once.
 const BLOCK_BYTES: usize = 64 << 10;
 
 /// Longest line that is kept while its end is awaited; a runtime splits at 16 KiB, so a longer one is no log.
 const LINE_LIMIT_BYTES: usize = 1 << 20;
+
+/// Room for the events of one read.
+const EVENTS_BYTES: usize = 4096;
 
 /// A line of a log.
 #[derive(Debug, PartialEq, Eq)]
@@ -165,15 +171,16 @@ pub async fn follow<T>(mut log: LogFile, end: impl Future<Output = T>) -> anyhow
     }
 }
 
-fn watch(directory: &Path) -> io::Result<AsyncFd<Inotify>> {
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    let changes = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-    inotify.add_watch(directory, changes)?;
-    AsyncFd::with_interest(inotify, Interest::READABLE)
+fn watch(directory: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+    let descriptor = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&descriptor, directory, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+    async_fd::register(descriptor, Interest::READABLE)
 }
 
-async fn next_change(changes: &AsyncFd<Inotify>) -> io::Result<()> {
-    changes.async_io(Interest::READABLE, |inotify| inotify.read_events().map_err(io::Error::from)).await.map(|_| ())
+/// What changed does not matter: the file is looked at anyway.
+async fn next_change(changes: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    let mut events = [0; EVENTS_BYTES];
+    changes.async_io(Interest::READABLE, |descriptor| Ok(rustix::io::read(descriptor, &mut events)?)).await.map(|_| ())
 }
 
 #[cfg(test)]

@@ -9,19 +9,28 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod check;
+mod client;
 pub mod enter;
 pub mod exec;
 pub mod image;
+mod log_file;
 pub mod logs;
+mod lookup;
 pub mod node;
 pub mod pods;
+mod progress;
 pub mod ps;
+pub mod rm;
 pub mod run;
 pub mod serve;
+mod session;
 pub mod settings;
 pub mod stop;
 pub mod supervise;
+mod table;
+mod terminal;
 pub mod version;
+mod wait;
 
 pub use settings::Settings;
 
@@ -60,6 +69,8 @@ pub enum Command {
     Logs(logs::Args),
     /// Run a command in a container
     Exec(exec::Args),
+    /// Stop and remove pods or containers
+    Rm(rm::Args),
     /// Print the version of the command line and of the daemon
     Version(version::Args),
     /// Hold the node's namespaces (started by `serve`)
@@ -85,6 +96,7 @@ impl Cli {
             Command::Ps(args) => ps::run(args, settings),
             Command::Logs(args) => logs::run(args, settings),
             Command::Exec(args) => exec::run(args, settings),
+            Command::Rm(args) => rm::run(args, settings),
             Command::Version(args) => version::run(args, settings),
             Command::Node(args) => node::run(args, settings),
             Command::Supervise(args) => supervise::run(args, settings),

@@ -85,8 +85,11 @@ impl Session {
                         self.send(channel::CLOSE, &[channel::STDIN]).await?;
                     }
                 },
-                _ = signals.resized.recv(), if wants.tty => self.tell_size().await?,
-                name = signals.ended() => bail!("ended by {name}"),
+                event = signals.next() => match event {
+                    Event::Resized if wants.tty => self.tell_size().await?,
+                    Event::Resized => {}
+                    Event::Ended(name) => bail!("ended by {name}"),
+                },
             }
         }
     }
@@ -201,6 +204,12 @@ async fn next_chunk(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u
     }
 }
 
+/// A signal that concerns a session.
+enum Event {
+    Resized,
+    Ended(&'static str),
+}
+
 /// What would otherwise end us with the terminal still raw.
 struct Signals {
     resized: Signal,
@@ -219,11 +228,12 @@ impl Signals {
         })
     }
 
-    async fn ended(&mut self) -> &'static str {
+    async fn next(&mut self) -> Event {
         tokio::select! {
-            _ = self.terminated.recv() => "SIGTERM",
-            _ = self.interrupted.recv() => "SIGINT",
-            _ = self.hung_up.recv() => "SIGHUP",
+            _ = self.resized.recv() => Event::Resized,
+            _ = self.terminated.recv() => Event::Ended("SIGTERM"),
+            _ = self.interrupted.recv() => Event::Ended("SIGINT"),
+            _ = self.hung_up.recv() => Event::Ended("SIGHUP"),
         }
     }
 }

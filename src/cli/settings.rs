@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
-
-use crate::config::{CgroupDriver, Config};
+use crate::config::{Config, Flags};
 
 /// Flags and `CRICKET_*` variables; over the file, over the defaults.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -29,33 +27,13 @@ pub struct Settings {
 impl Settings {
     /// The configuration that these settings, the file and the defaults give.
     pub fn load(&self) -> anyhow::Result<Config> {
-        let home = std::env::var_os("HOME").map(PathBuf::from);
-        let root_user = rustix::process::geteuid().is_root();
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let state = match (&self.state, root_user, runtime) {
-            (Some(dir), ..) => dir.clone(),
-            (None, true, _) => "/run/cricket".into(),
-            (None, false, Some(dir)) => dir.join("cricket"),
-            (None, false, None) => {
-                std::env::temp_dir().join(format!("cricket-{}", rustix::process::geteuid().as_raw()))
-            }
-        };
-        let root = match (&self.root, root_user) {
-            (Some(dir), _) => dir.clone(),
-            (None, true) => "/var/lib/cricket".into(),
-            (None, false) => home.context("HOME is not set; give --root")?.join(".local/share/cricket"),
-        };
-        Ok(Config {
-            socket: self.socket.clone().unwrap_or_else(|| state.join("cricket.sock")),
-            root,
-            state,
-            log_level: self.log_level.clone().unwrap_or_else(|| "info".into()),
-            registry_config_path: "/etc/cricket/certs.d".into(),
-            cgroup_driver: CgroupDriver::Cgroupfs,
-            streaming_address: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
-            cni_config_dir: "/etc/cni/net.d".into(),
-            cni_plugin_dirs: vec!["/opt/cni/bin".into()],
-            pod_cidrs: Vec::new(),
-        })
+        let settings = self.clone();
+        Ok(Config::load(&Flags {
+            config: settings.config,
+            root: settings.root,
+            state: settings.state,
+            socket: settings.socket,
+            log_level: settings.log_level,
+        })?)
     }
 }

@@ -21,7 +21,7 @@ pub fn print<T: Serialize>(
         Output::Json => json(&items),
         Output::Table => {
             let mut table = Table::new();
-            table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+            table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
             table.set_header(header.iter().copied());
             table.add_rows(items.iter().map(row));
             for line in table.lines() {

@@ -89,8 +89,9 @@ async fn start(args: Args, settings: &Settings) -> anyhow::Result<u8> {
     let node = client.cricket.node(crate::proto::cricket::NodeRequest {}).await.map_err(told)?.into_inner();
     let mut pod = Pod { log_directory: plan.log_directory(Path::new(&node.log_directory)), id: None };
     let detach = args.detach;
+    let mut running = client.clone();
     let result = tokio::select! {
-        result = pod.run(&mut client.clone(), &plan, detach) => result,
+        result = pod.run(&mut running, &plan, detach) => result,
         signal = ending_signal() => signal.map(|number| SIGNAL_STATUS + number),
     };
     if detach && result.is_ok() {
