@@ -228,7 +228,8 @@ impl Output {
                 let stream = if which { &mut self.stdout } else { &mut self.stderr };
                 let Some(pipe) = &stream.pipe else { break };
                 let mut chunk = vec![0; CHUNK_BYTES];
-                match pipe.try_read(&mut chunk) {
+                // Past tokio, which would first wait to be told that there is something.
+                match rustix::io::read(pipe, &mut chunk) {
                     Ok(0) | Err(_) => break,
                     Ok(count) => {
                         chunk.truncate(count);

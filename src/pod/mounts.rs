@@ -36,14 +36,15 @@ pub(crate) fn resolve(container: &Container<'_>) -> Result<Mounts, PodError> {
     }
     let mut list = base(container);
     list.extend(own_files(container));
-    let mut propagations = Vec::new();
+    let (mut wishes, mut propagations) = (Vec::new(), Vec::new());
     for wish in &container.config.mounts {
         let mount = bind(wish)?;
         // The request's mount takes the place of ours, and of what ours has below it.
-        list.retain(|known| !known.destination().starts_with(mount.destination()));
+        list.retain(|ours| !ours.destination().starts_with(mount.destination()));
         propagations.extend(propagation(wish, mount.destination()));
-        list.push(mount);
+        wishes.push(mount);
     }
+    list.extend(wishes);
     list.sort_by_key(|mount| mount.destination().components().count());
     Ok(Mounts { list, propagations })
 }

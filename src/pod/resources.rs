@@ -15,7 +15,8 @@ const OWN_PARENT: &str = "cricket";
 /// The pod's cgroup as an absolute path from the cgroup file system's root; none where there is none for us.
 pub(crate) fn pod_cgroup(cgroups: &Cgroups, parent: &str, pod_id: &str) -> Result<Option<PathBuf>, PodError> {
     let Some(root) = &cgroups.root else { return Ok(None) };
-    let root = Path::new("/").join(root.strip_prefix(CGROUP_MOUNT).unwrap_or(root).strip_prefix("/").unwrap_or(root));
+    let root = root.strip_prefix(CGROUP_MOUNT).or_else(|_| root.strip_prefix("/")).unwrap_or(root);
+    let root = Path::new("/").join(root);
     if parent.is_empty() {
         return Ok(Some(root.join(OWN_PARENT).join(pod_id)));
     }

@@ -1,9 +1,9 @@
 //! The CRI log of one container, written by the pod's own process: it goes on whether or not there is a daemon.
 //!
-//! Format, a line each: `<RFC3339, nanoseconds, UTC> <stdout|stderr> <P|F> <content>`. Lines longer than
-//! [`LINE_LIMIT`] are split into parts tagged `P`, the last of them `F`; what was not terminated when the stream ended
-//! is a `P`. Only whole log lines are ever in the file, also when the disk is full: then the container is held back
-//! (its pipe is not read) and the write tried again until there is room. Nothing is lost, memory is bounded.
+//! Format, a line each: `<RFC3339, nanoseconds, UTC> <stdout|stderr> <P|F> <content>`. Lines longer than 16,384 bytes
+//! (`format::LINE_LIMIT`) are split into parts tagged `P`, the last of them `F`; what was not terminated when the
+//! stream ended is a `P`. Only whole log lines are ever in the file, also when the disk is full: then the container is
+//! held back (its pipe is not read) and the write tried again until there is room. Nothing is lost, memory is bounded.
 //!
 //! How an event loop drives it. After every call of a `&mut self` method it looks at:
 //! * `wants_read(stream)`: true: have `source(stream)` in epoll (level-triggered `EPOLLIN`) and call `on_readable`;
@@ -36,7 +36,6 @@ use format::Lines;
 use source::{Input, Source};
 
 pub use file::LogPath;
-pub use format::LINE_LIMIT;
 pub use scratch::Scratch;
 
 /// Reads of one call of `on_readable`: others get their turn after a megabyte.
