@@ -161,6 +161,7 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
     wire::CreateContainer {
         container_id: work.id.to_string(),
         log_path: bundle.log_path.clone(),
+        log_directory: work.pod.config.log_directory.clone(),
         tty: work.config.tty,
         stdin: work.config.stdin,
         stdin_once: work.config.stdin_once,
