@@ -171,10 +171,6 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
         propagations: bundle.propagations.clone(),
         pid: modes.pid.into(),
         pid_target: work.pid_target.as_ref().map(ToString::to_string).unwrap_or_default(),
-        // Checked with the path; below it the supervisor follows no link.
-        log_directory: paths::on_node("the log directory", &work.pod.config.log_directory)
-            .map(|directory| text(&directory))
-            .unwrap_or_default(),
     }
 }
 

@@ -215,7 +215,6 @@ impl ContainerLog {
     }
 
     /// Whether all output is in the file. Before `finish`: whether all sources have ended.
-    #[cfg(test)]
     pub fn is_finished(&self) -> bool {
         self.held.is_none() && self.sources.iter().flatten().all(Source::has_ended)
     }
