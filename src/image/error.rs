@@ -37,3 +37,10 @@ impl ImageError {
         Self { kind, message: message.into() }
     }
 }
+
+impl From<crate::store::RecordError> for ImageError {
+    fn from(error: crate::store::RecordError) -> Self {
+        let kind = if error.is_disk_full() { ImageErrorKind::Exhausted } else { ImageErrorKind::Internal };
+        Self::new(kind, error.to_string())
+    }
+}

@@ -1,29 +1,173 @@
-//! Layers on disk, shared by diff id (surface; bodies follow).
+//! Layers on disk, shared by diff id.
+//!
+//! A layer is `layers/ALGORITHM-HEX/` with `tree/` (what the tar held, whiteouts as overlayfs wants them) and
+//! `layer.json`. It is unpacked in `layers/.temporary-ID/`; then the file system is synced, the record is written, the
+//! directory is renamed to its name and `layers/` is synced. So what has a layer's name is whole, also after a power cut;
+//! what has not is removed at the next open. To be removed, a layer is first renamed away.
 
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rustix::fs::{CWD, Mode, OFlags, openat, syncfs};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 
-use super::ImageError;
 use super::digest::Digest;
 use super::manifest::Descriptor;
+use super::unpack::stream::{Claim, Source, Wire, channel, pump};
+use super::unpack::{self, Extent, OpaqueMark};
+use super::{ImageError, ImageErrorKind};
+use crate::store::{self, ContainerId};
+use crate::sys::removal::remove_path;
+
+/// Layout of `layer.json`.
+const VERSION: u32 = 1;
+const RECORD: &str = "layer.json";
+const TREE: &str = "tree";
+/// In front of a random name: being unpacked, or being removed.
+const TEMPORARY_PREFIX: &str = ".temporary-";
+
+/// `layer.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct LayerRecord {
+    version: u32,
+    diff_id: Digest,
+    bytes: u64,
+    inodes: u64,
+    /// Whether the layer has an entry for the root directory itself.
+    has_root: bool,
+}
+
+#[derive(Debug)]
+struct Layer {
+    extent: Extent,
+    /// When it was last seen or unpacked, on [`Table::clock`].
+    touched: u64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    layers: HashMap<Digest, Layer>,
+    /// Counts holds and touches.
+    clock: u64,
+    /// Begin of each hold under way, and how many began then.
+    holds: BTreeMap<u64, usize>,
+}
+
+impl Table {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    mark: OpaqueMark,
+    table: Mutex<Table>,
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
 
 /// The unpacked layers. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct LayerStore {}
+pub struct LayerStore {
+    shared: Arc<Shared>,
+}
 
 /// While it lives, no layer that was seen ([`LayerStore::contains`]) or unpacked since it was taken is collected.
 /// A pull or a load takes one before its first look and drops it after `Store::commit_image`.
 #[derive(Debug)]
-pub struct Hold {}
+pub struct Hold {
+    shared: Arc<Shared>,
+    began: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut table = self.shared.table();
+        if let Some(count) = table.holds.get_mut(&self.began) {
+            *count -= 1;
+            if *count == 0 {
+                table.holds.remove(&self.began);
+            }
+        }
+    }
+}
+
+/// A directory that goes with its owner, unless it was renamed away before.
+#[derive(Debug)]
+pub struct Temporary {
+    path: PathBuf,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Err(e) = remove_path(&self.path) {
+            tracing::warn!("cannot remove {}: {e}; the next start tries again", self.path.display());
+        }
+    }
+}
 
 impl LayerStore {
+    /// Reads which layers are in `directory`, and removes what a crash left half made. Blocking.
+    pub(super) fn open(directory: PathBuf, in_user_namespace: bool) -> Result<Self, ImageError> {
+        let mark = if in_user_namespace { OpaqueMark::User } else { OpaqueMark::Trusted };
+        make_directory(&directory)?;
+        let mut table = Table::default();
+        for entry in std::fs::read_dir(&directory).map_err(io_error("read", &directory))? {
+            let entry = entry.map_err(io_error("read", &directory))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(TEMPORARY_PREFIX) {
+                remove_path(&entry.path()).map_err(|e| io_error("remove", &entry.path())(e.into()))?;
+            } else if let Some((diff_id, extent)) = read_layer(&entry.path(), &name) {
+                table.layers.insert(diff_id, Layer { extent, touched: 0 });
+            }
+        }
+        Ok(Self { shared: Arc::new(Shared { directory, mark, table: Mutex::new(table) }) })
+    }
+
     /// Keeps what is seen or unpacked from now on.
     pub fn hold(&self) -> Hold {
-        todo!()
+        let mut table = self.shared.table();
+        let began = table.tick();
+        *table.holds.entry(began).or_default() += 1;
+        Hold { shared: self.shared.clone(), began }
     }
 
     /// Whether the layer is here, whole.
-    pub fn contains(&self, _diff_id: &Digest) -> bool {
-        todo!()
+    pub fn contains(&self, diff_id: &Digest) -> bool {
+        let mut table = self.shared.table();
+        let now = table.tick();
+        table.layers.get_mut(diff_id).map(|layer| layer.touched = now).is_some()
+    }
+
+    /// Bytes and inodes of a layer that is here.
+    pub fn extent(&self, diff_id: &Digest) -> Option<Extent> {
+        self.shared.table().layers.get(diff_id).map(|layer| layer.extent)
+    }
+
+    /// Of all layers together.
+    pub fn total(&self) -> (u64, u64) {
+        let table = self.shared.table();
+        let sum = |(bytes, inodes), layer: &Layer| (bytes + layer.extent.bytes, inodes + layer.extent.inodes);
+        table.layers.values().fold((0, 0), sum)
+    }
+
+    /// Where the layer's tree is.
+    pub fn tree(&self, diff_id: &Digest) -> PathBuf {
+        self.path(diff_id).join(TREE)
+    }
+
+    fn path(&self, diff_id: &Digest) -> PathBuf {
+        self.shared.directory.join(file_name(diff_id))
     }
 
     /// Unpacks `blob` (bytes as from the wire; compression is recognised by its first bytes) in one pass and commits the
@@ -32,15 +176,144 @@ impl LayerStore {
     /// `on_bytes` gets the number of compressed bytes of each step.
     pub async fn unpack<R, F>(
         &self,
-        _blob: R,
-        _descriptor: &Descriptor,
-        _diff_id: &Digest,
-        _on_bytes: F,
+        blob: R,
+        descriptor: &Descriptor,
+        diff_id: &Digest,
+        on_bytes: F,
     ) -> Result<(), ImageError>
     where
         R: AsyncRead + Send + Unpin,
         F: FnMut(u64) + Send,
     {
-        todo!()
+        let claim = Claim { digest: descriptor.digest.clone(), size: descriptor.size };
+        let (pieces, source) = channel();
+        let (store, diff_id) = (self.clone(), diff_id.clone());
+        let job = tokio::task::spawn_blocking(move || {
+            let what = format!("layer {}", claim.digest);
+            store.unpack_blocking(Wire::new(Source::Channel(source), Some(claim)), &diff_id, &what)
+        });
+        pump(blob, pieces, on_bytes).await;
+        job.await.map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("unpacking failed: {e}")))?
+    }
+
+    /// As [`Self::unpack`], of any source; `what` is for messages. Blocking.
+    pub(super) fn unpack_blocking(&self, wire: Wire, diff_id: &Digest, what: &str) -> Result<(), ImageError> {
+        let temporary = self.temporary();
+        make_directory(&temporary.path)?;
+        let root = make_tree(&temporary.path.join(TREE))?;
+        let tree = root.try_clone().map_err(io_error("open", &temporary.path))?;
+        let extent = unpack::unpack(wire, diff_id, tree, self.shared.mark).map_err(|e| e.of(what))?;
+        syncfs(&root).map_err(|e| io_error("sync", &temporary.path)(e.into()))?;
+        let record = LayerRecord {
+            version: VERSION,
+            diff_id: diff_id.clone(),
+            bytes: extent.bytes,
+            inodes: extent.inodes,
+            has_root: extent.has_root,
+        };
+        store::write(&temporary.path.join(RECORD), &record)?;
+        self.commit(temporary, diff_id, extent)
+    }
+
+    fn commit(&self, temporary: Temporary, diff_id: &Digest, extent: Extent) -> Result<(), ImageError> {
+        let path = self.path(diff_id);
+        let mut table = self.shared.table();
+        let touched = table.tick();
+        if let Some(layer) = table.layers.get_mut(diff_id) {
+            // Another unpack of the same layer was faster; ours goes.
+            layer.touched = touched;
+            return Ok(());
+        }
+        // What has the name without being in the table could not be read when the store was opened.
+        let unreadable = self.temporary();
+        if std::fs::rename(&path, &unreadable.path).is_ok() {
+            tracing::warn!("layer {diff_id} could not be read, and is replaced");
+        }
+        std::fs::rename(&temporary.path, &path).map_err(io_error("rename", &path))?;
+        table.layers.insert(diff_id.clone(), Layer { extent, touched });
+        drop(table);
+        sync_directory(&self.shared.directory)
+    }
+
+    /// Takes every layer away that `may_go` and was not seen since the oldest hold began. What is returned is already
+    /// out of the store and goes from the disk when it is dropped. Blocking.
+    pub(super) fn collect(&self, may_go: impl Fn(&Digest) -> bool) -> Vec<Temporary> {
+        let mut table = self.shared.table();
+        let oldest_hold = table.holds.keys().next().copied().unwrap_or(u64::MAX);
+        let victims: Vec<Digest> = table
+            .layers
+            .iter()
+            .filter(|(diff_id, layer)| may_go(diff_id) && layer.touched < oldest_hold)
+            .map(|(diff_id, _)| diff_id.clone())
+            .collect();
+        let mut gone = Vec::new();
+        for diff_id in victims {
+            let temporary = self.temporary();
+            if let Err(e) = std::fs::rename(self.path(&diff_id), &temporary.path) {
+                tracing::warn!("cannot remove layer {diff_id}: {e}");
+                continue;
+            }
+            table.layers.remove(&diff_id);
+            gone.push(temporary);
+        }
+        gone
+    }
+
+    fn temporary(&self) -> Temporary {
+        let name = format!("{TEMPORARY_PREFIX}{}", ContainerId::random().short());
+        Temporary { path: self.shared.directory.join(name) }
+    }
+}
+
+/// `sha256-HEX`.
+pub(super) fn file_name(digest: &Digest) -> String {
+    digest.to_string().replace(':', "-")
+}
+
+fn read_layer(path: &Path, name: &str) -> Option<(Digest, Extent)> {
+    let diff_id: Digest = name.replacen('-', ":", 1).parse().ok()?;
+    match store::read::<LayerRecord>(&path.join(RECORD)) {
+        Ok(record) if record.version == VERSION && record.diff_id == diff_id => {
+            let extent = Extent { bytes: record.bytes, inodes: record.inodes, has_root: record.has_root };
+            Some((diff_id, extent))
+        }
+        Ok(record) => {
+            tracing::warn!("layer {name} has a record of version {} for {}: not used", record.version, record.diff_id);
+            None
+        }
+        Err(e) => {
+            tracing::warn!("layer {name} is not used: {e}");
+            None
+        }
+    }
+}
+
+fn make_tree(path: &Path) -> Result<OwnedFd, ImageError> {
+    make_directory(path)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = openat(CWD, path, flags, Mode::empty()).map_err(|e| io_error("open", path)(e.into()))?;
+    // What a root directory without an entry of its own looks like; independent of our umask.
+    rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(|e| io_error("change mode of", path)(e.into()))?;
+    Ok(root)
+}
+
+/// A directory that only we can enter; that it is there is fine.
+pub(super) fn make_directory(path: &Path) -> Result<(), ImageError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("make directory", path))
+}
+
+/// Makes names in a directory durable.
+pub(super) fn sync_directory(path: &Path) -> Result<(), ImageError> {
+    std::fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error("sync", path))
+}
+
+/// For `map_err` on what we do with files of ours.
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| {
+        let full = matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+        let kind = if full { ImageErrorKind::Exhausted } else { ImageErrorKind::Internal };
+        ImageError::new(kind, format!("cannot {action} {}: {source}", path.display()))
     }
 }

@@ -3,14 +3,19 @@
 //! ```text
 //! ROOT/layers/ALGORITHM-HEX/{tree,layer.json}   an unpacked layer by diff id; never changed once it has this name
 //! ROOT/layers/.temporary-N/                     being unpacked or being removed: gone at the next open
-//! ROOT/images/ALGORITHM-HEX.json                an image by its config's digest: config, names, layers
+//! ROOT/images/ALGORITHM-HEX.{config,json}       an image by its config's digest: the config as it came, names
 //! ROOT/snapshots/KEY/{snapshot.json,upper,work} the writable part of one container
+//! ROOT/spool/                                   archives being loaded: gone at the next open
 //! ROOT/empty/{0,1}                              empty directories below images of no or one layer
 //! ```
 
+pub mod archive;
+pub mod config;
 pub mod digest;
 pub mod error;
+pub mod hasher;
 pub mod layers;
+mod lookup;
 pub mod manifest;
 pub mod model;
 pub mod platform;
@@ -19,7 +24,10 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 pub mod service;
+mod signal;
+pub mod snapshot;
 pub mod store;
+pub mod unpack;
 
 pub use error::{ImageError, ImageErrorKind};
 pub use model::{
@@ -27,3 +35,4 @@ pub use model::{
     ProgressSink, Snapshot,
 };
 pub use service::Images;
+pub use snapshot::MountPoint;

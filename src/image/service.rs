@@ -3,74 +3,136 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::archive;
+use super::layers::io_error;
+use super::pull::Puller;
+use super::snapshot::{MountPoint, Snapshots};
+use super::store::{Store, blocking};
 use super::{Credentials, FilesystemUsage, Image, ImageError, ImageOptions, ProgressSink, Snapshot};
+use crate::sys::removal::remove_path;
+use crate::sys::usage::Usage;
 
 /// The image service. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Images {}
+pub struct Images {
+    options: Arc<ImageOptions>,
+    store: Store,
+    snapshots: Snapshots,
+    puller: Puller,
+}
 
 impl Images {
     /// Reads the store; removes what a crash left half made.
-    pub async fn open(_options: ImageOptions) -> Result<Self, ImageError> {
-        todo!()
+    pub async fn open(options: ImageOptions) -> Result<Self, ImageError> {
+        blocking(move || {
+            let spool = options.root.join(archive::SPOOL);
+            remove_path(&spool).map_err(|e| io_error("remove", &spool)(e.into()))?;
+            let store = Store::open(&options.root, options.in_user_namespace)?;
+            let snapshots = Snapshots::open(&options.root, store.clone(), options.in_user_namespace)?;
+            let puller = Puller::new(&options, store.clone());
+            Ok(Self { options: Arc::new(options), store, snapshots, puller })
+        })
+        .await
     }
 
     /// Pulls. Two pulls of one image join; dropping the future stops a pull that nobody else waits for.
     pub async fn pull(
         &self,
-        _reference: &str,
-        _credentials: Option<Credentials>,
-        _progress: Option<ProgressSink>,
+        reference: &str,
+        credentials: Option<Credentials>,
+        progress: Option<ProgressSink>,
     ) -> Result<Arc<Image>, ImageError> {
-        todo!()
+        self.puller.pull(reference, credentials, progress).await
     }
 
     /// Loads every image of an OCI or docker archive (plain, gzip or zstd), streamed.
     pub async fn load(
         &self,
-        _archive: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
-        _progress: Option<ProgressSink>,
+        archive: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
+        progress: Option<ProgressSink>,
     ) -> Result<Vec<Arc<Image>>, ImageError> {
-        todo!()
+        archive::load(&self.store, &self.options.root, archive, progress).await
     }
 
     /// Every image, from memory.
     pub fn list(&self) -> Vec<Arc<Image>> {
-        todo!()
+        self.store.list()
     }
 
     /// By tag, digest, id or a unique prefix of the id; from memory.
-    pub fn find(&self, _name: &str) -> Option<Arc<Image>> {
-        todo!()
+    pub fn find(&self, name: &str) -> Option<Arc<Image>> {
+        self.store.find(name).ok().flatten()
     }
 
     /// Removes the image with all its tags. False: there was none. Layers in use by snapshots stay until those go.
-    pub async fn remove(&self, _name: &str) -> Result<bool, ImageError> {
-        todo!()
+    pub async fn remove(&self, name: &str) -> Result<bool, ImageError> {
+        let (store, name) = (self.store.clone(), name.to_owned());
+        let (found, gone) = blocking(move || store.remove(&name)).await?;
+        // The image is gone for everyone; its files may take their time.
+        drop(tokio::task::spawn_blocking(move || drop(gone)));
+        Ok(found)
     }
 
-    /// Of images (first) and snapshots (second).
+    /// Of images (first) and snapshots (second). Does not block.
     pub fn usage(&self) -> Result<(FilesystemUsage, FilesystemUsage), ImageError> {
-        todo!()
+        let (bytes, inodes) = self.store.layers().total();
+        let images = FilesystemUsage { mountpoint: self.options.root.clone(), bytes, inodes };
+        let Usage { bytes, inodes } = self.snapshots.total();
+        let mountpoint = self.snapshots.directory().to_owned();
+        Ok((images, FilesystemUsage { mountpoint, bytes, inodes }))
     }
 
-    /// Makes (or finds again) the snapshot `key`, a container's id. Durable before it is answered.
-    pub async fn snapshot(&self, _key: &str, _image: &Image, _read_only: bool) -> Result<Snapshot, ImageError> {
-        todo!()
+    /// Makes (or finds again) the snapshot `key`, a container's id. Durable before it is answered. A read-only one is
+    /// mounted read-only, so nothing can be made in it later: see [`Self::read_only_snapshot`].
+    pub async fn snapshot(&self, key: &str, image: &Image, read_only: bool) -> Result<Snapshot, ImageError> {
+        self.create(key, image, read_only, Vec::new()).await
+    }
+
+    /// As [`Self::snapshot`], read-only, with mount points that the image may lack made in it beforehand.
+    pub async fn read_only_snapshot(
+        &self,
+        key: &str,
+        image: &Image,
+        points: Vec<MountPoint>,
+    ) -> Result<Snapshot, ImageError> {
+        self.create(key, image, true, points).await
+    }
+
+    async fn create(
+        &self,
+        key: &str,
+        image: &Image,
+        read_only: bool,
+        points: Vec<MountPoint>,
+    ) -> Result<Snapshot, ImageError> {
+        let (snapshots, key, image) = (self.snapshots.clone(), key.to_owned(), image.clone());
+        blocking(move || snapshots.create(&key, &image, read_only, &points)).await
     }
 
     /// Bytes and inodes of the container's own writes.
-    pub async fn snapshot_usage(&self, _key: &str) -> Result<FilesystemUsage, ImageError> {
-        todo!()
+    pub async fn snapshot_usage(&self, key: &str) -> Result<FilesystemUsage, ImageError> {
+        let (snapshots, key) = (self.snapshots.clone(), key.to_owned());
+        blocking(move || {
+            let Usage { bytes, inodes } = snapshots.usage(&key)?;
+            Ok(FilesystemUsage { mountpoint: snapshots.directory().to_owned(), bytes, inodes })
+        })
+        .await
     }
 
     /// Removes the snapshot; that there is none is fine.
-    pub async fn remove_snapshot(&self, _key: &str) -> Result<(), ImageError> {
-        todo!()
+    pub async fn remove_snapshot(&self, key: &str) -> Result<(), ImageError> {
+        let (snapshots, key) = (self.snapshots.clone(), key.to_owned());
+        blocking(move || snapshots.remove(&key)).await
     }
 
     /// At start: removes the snapshots of containers that are no more.
-    pub async fn retain_snapshots(&self, _keep: &HashSet<String>) -> Result<(), ImageError> {
-        todo!()
+    pub async fn retain_snapshots(&self, keep: &HashSet<String>) -> Result<(), ImageError> {
+        let (snapshots, keep) = (self.snapshots.clone(), keep.clone());
+        blocking(move || snapshots.retain(&keep)).await
+    }
+
+    /// Whether snapshots are overlays; otherwise each is a copy of its image (see `check`).
+    pub fn has_overlay(&self) -> bool {
+        self.snapshots.has_overlay()
     }
 }

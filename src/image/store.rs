@@ -1,15 +1,32 @@
-//! Images and layers that are here (surface; bodies follow).
+//! Images that are here, in memory and as records, and the layers they and the snapshots use.
+//!
+//! An image is `images/ALGORITHM-HEX.config` (the config's bytes as they came) and `images/ALGORITHM-HEX.json` (its
+//! names); the second is written last and removed first, so an image is there whole or not at all. Lists and look-ups
+//! are answered from memory; whatever changes records does so one at a time.
 //!
 //! For pull.rs: `Puller::new(&ImageOptions, Store) -> Puller` (Clone) and
 //! `Puller::pull(&self, reference: &str, Option<Credentials>, Option<ProgressSink>) -> Result<Arc<Image>, ImageError>`
-//! are what `Images::pull` calls. `Images::find` and `load` take `reference::normalize(&str) -> Result<String, _>`
-//! (`busybox` -> `docker.io/library/busybox:latest`; digests kept).
+//! are what `Images::pull` calls.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::digest::Digest;
-use super::layers::LayerStore;
-use super::{Image, ImageError};
+use serde::{Deserialize, Serialize};
+
+use super::config;
+use super::digest::{Algorithm, Digest};
+use super::hasher::digest_of;
+use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory};
+use super::lookup;
+use super::manifest::CONFIG_BYTES_MAX;
+use super::{Image, ImageError, ImageErrorKind};
+use crate::store;
+
+/// Layout of an image's record.
+const VERSION: u32 = 1;
+/// Names of one image, of each kind; older digests go first.
+const NAMES_LIMIT: usize = 1000;
 
 /// Names under which an image is committed, in their full form (`docker.io/library/busybox:1.36`).
 #[derive(Debug, Clone, Default)]
@@ -20,34 +37,305 @@ pub struct ImageNames {
     pub repo_digests: Vec<String>,
 }
 
+/// `images/ALGORITHM-HEX.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct ImageRecord {
+    version: u32,
+    id: Digest,
+    /// Of the manifest the image last came with.
+    manifest: Option<Digest>,
+    repo_tags: Vec<String>,
+    repo_digests: Vec<String>,
+    pinned: bool,
+}
+
+/// What is in memory of an image.
+#[derive(Debug, Clone)]
+struct Held {
+    image: Arc<Image>,
+    manifest: Option<Digest>,
+    layers: Vec<Digest>,
+}
+
+/// What is in memory.
+#[derive(Debug, Default)]
+struct Index {
+    images: BTreeMap<Digest, Held>,
+    /// Layers of each snapshot.
+    snapshots: HashMap<String, Vec<Digest>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    images: PathBuf,
+    layers: LayerStore,
+    index: RwLock<Index>,
+    /// Held by whoever changes records of images, or collects layers.
+    writing: Mutex<()>,
+}
+
 /// Images and layers that are here. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Store {}
+pub struct Store {
+    shared: Arc<Shared>,
+}
 
 impl Store {
-    /// The layers.
-    pub fn layers(&self) -> &LayerStore {
-        todo!()
+    /// Reads the records below `root`. What cannot be read is said and left out. Blocking.
+    pub fn open(root: &Path, in_user_namespace: bool) -> Result<Self, ImageError> {
+        let images = root.join("images");
+        make_directory(&images)?;
+        let layers = LayerStore::open(root.join("layers"), in_user_namespace)?;
+        let mut index = Index::default();
+        for entry in std::fs::read_dir(&images).map_err(io_error("read", &images))? {
+            let path = entry.map_err(io_error("read", &images))?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                remove_leftover(&path)?;
+                continue;
+            }
+            match read_image(&path, &layers) {
+                Ok((id, held)) => drop(index.images.insert(id, held)),
+                Err(e) => tracing::warn!("image {} is not used, pull it again: {e}", path.display()),
+            }
+        }
+        let shared = Shared { images, layers, index: RwLock::new(index), writing: Mutex::new(()) };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// By name, digest or id; from memory.
-    pub fn find(&self, _name: &str) -> Result<Option<Arc<Image>>, ImageError> {
-        todo!()
+    /// The layers.
+    pub fn layers(&self) -> &LayerStore {
+        &self.shared.layers
     }
 
     /// Validates the config, checks that every layer of its `rootfs.diff_ids` is here, and writes the image's record,
-    /// durably. The id is the hash of `config_bytes`. Names are added to those the image has.
+    /// durably. The id is the hash of `config_bytes`. Names are added to those the image has. Once begun it is done,
+    /// also when the future is dropped.
     pub async fn commit_image(
         &self,
-        _config_bytes: Vec<u8>,
-        _manifest: Option<&Digest>,
-        _names: ImageNames,
+        config_bytes: Vec<u8>,
+        manifest: Option<&Digest>,
+        names: ImageNames,
     ) -> Result<Arc<Image>, ImageError> {
-        todo!()
+        let (store, manifest) = (self.clone(), manifest.cloned());
+        blocking(move || store.commit_blocking(&config_bytes, manifest, names)).await
+    }
+
+    /// As [`Self::commit_image`]. Blocking.
+    pub fn commit_blocking(
+        &self,
+        config_bytes: &[u8],
+        manifest: Option<Digest>,
+        names: ImageNames,
+    ) -> Result<Arc<Image>, ImageError> {
+        let _writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = digest_of(Algorithm::Sha256, config_bytes);
+        let known = self.index().images.get(&id).cloned();
+        let mut record = ImageRecord {
+            version: VERSION,
+            id: id.clone(),
+            manifest: manifest.or(known.as_ref().and_then(|held| held.manifest.clone())),
+            repo_tags: known.as_ref().map(|held| held.image.repo_tags.clone()).unwrap_or_default(),
+            repo_digests: known.as_ref().map(|held| held.image.repo_digests.clone()).unwrap_or_default(),
+            pinned: known.is_some_and(|held| held.image.pinned),
+        };
+        add_names(&mut record.repo_tags, &names.repo_tags);
+        add_names(&mut record.repo_digests, &names.repo_digests);
+        let held = hold(config_bytes, &record, &self.shared.layers)?;
+        let config = self.shared.images.join(format!("{}.config", file_name(&id)));
+        write_bytes(&config, config_bytes)?;
+        store::write(&self.record_path(&id), &record)?;
+        let image = held.image.clone();
+        self.index_mut().images.insert(id.clone(), held);
+        // A tag names one image: the one that came last.
+        self.take_tags(&id, &names.repo_tags)?;
+        Ok(image)
+    }
+
+    fn take_tags(&self, new: &Digest, tags: &[String]) -> Result<(), ImageError> {
+        let losers: Vec<(Digest, Held)> = self
+            .index()
+            .images
+            .iter()
+            .filter(|(id, held)| *id != new && held.image.repo_tags.iter().any(|tag| tags.contains(tag)))
+            .map(|(id, held)| (id.clone(), held.clone()))
+            .collect();
+        for (id, mut held) in losers {
+            let mut image = Image::clone(&held.image);
+            image.repo_tags.retain(|tag| !tags.contains(tag));
+            let record = ImageRecord {
+                version: VERSION,
+                id: id.clone(),
+                manifest: held.manifest.clone(),
+                repo_tags: image.repo_tags.clone(),
+                repo_digests: image.repo_digests.clone(),
+                pinned: image.pinned,
+            };
+            held.image = Arc::new(image);
+            self.index_mut().images.insert(id.clone(), held);
+            store::write(&self.record_path(&id), &record)?;
+        }
+        Ok(())
+    }
+
+    /// Every image.
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.index().images.values().map(|held| held.image.clone()).collect()
+    }
+
+    /// By tag, digest, id, or a prefix of the id that is no other's.
+    pub fn find(&self, name: &str) -> Result<Option<Arc<Image>>, ImageError> {
+        let index = self.index();
+        lookup::find(index.images.values().map(|held| &held.image), name)
+    }
+
+    /// Removes the image with all its names, then every layer that nothing needs. False: there was none. Blocking;
+    /// layers are out of the store when it returns, and what is returned removes their files when it is dropped.
+    pub fn remove(&self, name: &str) -> Result<(bool, Vec<Temporary>), ImageError> {
+        let writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(image) = self.find(name)? else { return Ok((false, Vec::new())) };
+        let id: Digest = image.id.parse().map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("{e}")))?;
+        store::remove(&self.record_path(&id))?;
+        self.index_mut().images.remove(&id);
+        // Without a record beside it the config means nothing, whether it goes now or not.
+        store::remove(&self.shared.images.join(format!("{}.config", file_name(&id))))?;
+        super::layers::sync_directory(&self.shared.images)?;
+        drop(writing);
+        Ok((true, self.collect()))
+    }
+
+    /// Takes the layers away that no image, snapshot or hold needs; their files go when what is returned is dropped.
+    pub fn collect(&self) -> Vec<Temporary> {
+        self.collect_where(|_| true)
+    }
+
+    /// As [`Self::collect`], only of `candidates`: layers of a broken-off pull stay, to be used by the next.
+    pub fn collect_among(&self, candidates: &[Digest]) -> Vec<Temporary> {
+        self.collect_where(|diff_id| candidates.contains(diff_id))
+    }
+
+    fn collect_where(&self, may_go: impl Fn(&Digest) -> bool) -> Vec<Temporary> {
+        let _writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held until the layers are out: a snapshot that is made now finds its layers in use, or gone.
+        let index = self.index_mut();
+        let of_images = index.images.values().flat_map(|held| &held.layers);
+        let of_snapshots = index.snapshots.values().flatten();
+        let used: HashSet<Digest> = of_images.chain(of_snapshots).cloned().collect();
+        self.shared.layers.collect(|diff_id| may_go(diff_id) && !used.contains(diff_id))
+    }
+
+    /// From now on the snapshot `key` needs `layers`, all of which must be here.
+    pub fn use_layers(&self, key: &str, layers: &[Digest]) -> Result<(), ImageError> {
+        let mut index = self.index_mut();
+        require(&self.shared.layers, layers)?;
+        index.snapshots.insert(key.to_owned(), layers.to_vec());
+        Ok(())
+    }
+
+    /// The snapshot `key` needs nothing any more. Returns its layers that belong to no image either.
+    pub fn release_layers(&self, key: &str) -> Vec<Digest> {
+        let mut index = self.index_mut();
+        let mut layers = index.snapshots.remove(key).unwrap_or_default();
+        layers.retain(|layer| !index.images.values().any(|held| held.layers.contains(layer)));
+        layers
+    }
+
+    fn record_path(&self, id: &Digest) -> PathBuf {
+        self.shared.images.join(format!("{}.json", file_name(id)))
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.shared.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// `rootfs.diff_ids` of a config, bounded: what a pull must unpack, lowest first.
-pub fn diff_ids(_config_bytes: &[u8]) -> Result<Vec<Digest>, ImageError> {
-    todo!()
+pub fn diff_ids(config_bytes: &[u8]) -> Result<Vec<Digest>, ImageError> {
+    config::diff_ids(config_bytes)
+}
+
+/// Runs `work` where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    let error = |e| ImageError::new(ImageErrorKind::Internal, format!("a task of the image service failed: {e}"));
+    tokio::task::spawn_blocking(work).await.map_err(error)?
+}
+
+fn read_image(path: &Path, layers: &LayerStore) -> Result<(Digest, Held), ImageError> {
+    let record: ImageRecord = store::read(path)?;
+    let internal = |text: String| ImageError::new(ImageErrorKind::Internal, text);
+    if record.version != VERSION {
+        return Err(internal(format!("its record has the version {}, and {VERSION} is known", record.version)));
+    }
+    let config_path = path.with_extension("config");
+    let file = std::fs::File::open(&config_path).map_err(io_error("open", &config_path))?;
+    let mut config = Vec::new();
+    let mut bounded = std::io::Read::take(file, CONFIG_BYTES_MAX + 1);
+    std::io::Read::read_to_end(&mut bounded, &mut config).map_err(io_error("read", &config_path))?;
+    if digest_of(record.id.algorithm(), &config) != record.id {
+        return Err(internal("its config is damaged".to_owned()));
+    }
+    let held = hold(&config, &record, layers)?;
+    Ok((record.id, held))
+}
+
+/// A config without a record, or what a crash left of writing either.
+fn remove_leftover(path: &Path) -> Result<(), ImageError> {
+    let is_config = path.extension().is_some_and(|extension| extension == "config");
+    if is_config && path.with_extension("json").exists() {
+        return Ok(());
+    }
+    Ok(store::remove(path)?)
+}
+
+fn hold(config_bytes: &[u8], record: &ImageRecord, layers: &LayerStore) -> Result<Held, ImageError> {
+    let valid = config::validate(config_bytes)?;
+    require(layers, &valid.diff_ids)?;
+    let unique: HashSet<&Digest> = valid.diff_ids.iter().collect();
+    let size: u64 = unique.into_iter().filter_map(|diff_id| layers.extent(diff_id)).map(|extent| extent.bytes).sum();
+    let image = Image {
+        id: record.id.to_string(),
+        repo_tags: record.repo_tags.clone(),
+        repo_digests: record.repo_digests.clone(),
+        // A kubelet takes 0 for an error; the config takes a little room too.
+        size_bytes: size + config_bytes.len() as u64,
+        pinned: record.pinned,
+        config: valid.config,
+        layers: valid.diff_ids.iter().map(Digest::to_string).collect(),
+    };
+    Ok(Held { image: Arc::new(image), manifest: record.manifest.clone(), layers: valid.diff_ids })
+}
+
+fn require(layers: &LayerStore, diff_ids: &[Digest]) -> Result<(), ImageError> {
+    match diff_ids.iter().find(|diff_id| !layers.contains(diff_id)) {
+        Some(missing) => {
+            Err(ImageError::new(ImageErrorKind::NotFound, format!("layer {missing} is not here; pull the image again")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn add_names(names: &mut Vec<String>, new: &[String]) {
+    for name in new {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    let surplus = names.len().saturating_sub(NAMES_LIMIT);
+    names.drain(..surplus);
+}
+
+fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    let temporary = path.with_extension("config-tmp");
+    let write = || {
+        let mut file = std::fs::File::create(&temporary)?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.sync_data()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(io_error("write", path))
 }

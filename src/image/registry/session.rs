@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use http::Method;
 use http::header::CONTENT_TYPE;
-use sha2::{Digest as _, Sha256, Sha512};
 
 use super::endpoint::{Ask, Endpoint, read_body};
 use super::error::RegistryError;
@@ -17,6 +16,7 @@ use super::patience::Patience;
 use super::token::Applicant;
 use crate::image::Credentials;
 use crate::image::digest::{Algorithm, Digest};
+use crate::image::hasher::digest_of;
 use crate::image::manifest::{CONFIG_BYTES_MAX, Descriptor, MANIFEST_BYTES_MAX};
 use crate::image::reference::{Reference, Version};
 
@@ -205,12 +205,5 @@ impl Session {
             Some(wanted) if *wanted != own => Err(subject.bad_answer(format!("its bytes have the digest {own}"))),
             _ => Ok(Document { bytes, digest: own, content_type }),
         }
-    }
-}
-
-fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
-    match algorithm {
-        Algorithm::Sha256 => Digest::from_bytes(algorithm, &Sha256::digest(bytes)),
-        Algorithm::Sha512 => Digest::from_bytes(algorithm, &Sha512::digest(bytes)),
     }
 }

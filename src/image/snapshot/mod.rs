@@ -1,0 +1,360 @@
+//! Snapshots: the writable part of each container over its image's layers.
+//!
+//! A snapshot is `snapshots/KEY/` with `upper/` and `work/` of an overlay mount, and `snapshot.json`, written last and
+//! synced before a snapshot is answered. Where the file system refuses overlays, `rootfs/` is a plain copy of the
+//! layers. The mount itself is a descriptor and is made anew each time a snapshot is asked for; nothing is attached.
+
+mod copy;
+mod points;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Gid, Mode, Uid, chmodat, chownat, statat};
+use serde::{Deserialize, Serialize};
+
+pub use points::MountPoint;
+
+use super::digest::Digest;
+use super::layers::{io_error, make_directory, sync_directory};
+use super::store::Store;
+use super::{Image, ImageError, ImageErrorKind, Snapshot};
+use crate::store::{self, ContainerId};
+use crate::sys::overlay::{Overlay, clone_tree};
+use crate::sys::removal::remove_path;
+use crate::sys::usage::{Usage, of_tree};
+
+/// Layout of `snapshot.json`.
+const VERSION: u32 = 1;
+const RECORD: &str = "snapshot.json";
+const UPPER: &str = "upper";
+const WORK: &str = "work";
+/// The plain copy, where there are no overlays.
+const ROOTFS: &str = "rootfs";
+/// In front of a random name: being removed.
+const TEMPORARY_PREFIX: &str = ".temporary-";
+/// Longest key; a container's id has 64 characters.
+const KEY_LIMIT_CHARS: usize = 128;
+/// How long a measured usage is repeated.
+const USAGE_LIFETIME: Duration = Duration::from_secs(15);
+
+/// `snapshot.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct SnapshotRecord {
+    version: u32,
+    image: String,
+    /// Diff ids, lowest first.
+    layers: Vec<Digest>,
+    read_only: bool,
+    /// Whether it is a plain copy.
+    copied: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    /// Below images with fewer layers than overlayfs wants.
+    empty: [PathBuf; 2],
+    store: Store,
+    user_attributes: bool,
+    overlay: bool,
+    usages: Mutex<HashMap<String, (Instant, Usage)>>,
+    measuring: AtomicBool,
+}
+
+/// The snapshots. Cheap to clone; everything here blocks unless it says otherwise.
+#[derive(Debug, Clone)]
+pub struct Snapshots {
+    shared: Arc<Shared>,
+}
+
+impl Snapshots {
+    /// Reads the records below `root`, removes what a crash left half made, and tries an overlay mount there.
+    pub fn open(root: &Path, store: Store, in_user_namespace: bool) -> Result<Self, ImageError> {
+        let directory = root.join("snapshots");
+        let empty = [root.join("empty/0"), root.join("empty/1")];
+        for path in [&directory, &empty[0], &empty[1]] {
+            make_directory(path)?;
+        }
+        let overlay = probe_overlay(&directory, &empty, in_user_namespace)?;
+        for entry in std::fs::read_dir(&directory).map_err(io_error("read", &directory))? {
+            let path = entry.map_err(io_error("read", &directory))?.path();
+            let key = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match store::read::<SnapshotRecord>(&path.join(RECORD)) {
+                Ok(record) if !key.starts_with(TEMPORARY_PREFIX) => {
+                    if let Err(e) = store.use_layers(&key, &record.layers) {
+                        tracing::warn!("snapshot {key}: {e}");
+                    }
+                }
+                // A record that is there and cannot be read may be of a later version: it stays.
+                Err(e) if !e.is_not_found() => tracing::warn!("snapshot {key} is not used: {e}"),
+                _ => remove(&path)?,
+            }
+        }
+        let shared = Shared {
+            directory,
+            empty,
+            store,
+            user_attributes: in_user_namespace,
+            overlay,
+            usages: Mutex::default(),
+            measuring: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Whether snapshots are overlays, not copies.
+    pub fn has_overlay(&self) -> bool {
+        self.shared.overlay
+    }
+
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.shared.directory
+    }
+
+    /// Makes the snapshot, or finds it again, and mounts it. A read-only one has every one of `points` in it.
+    pub fn create(
+        &self,
+        key: &str,
+        image: &Image,
+        read_only: bool,
+        points: &[MountPoint],
+    ) -> Result<Snapshot, ImageError> {
+        let path = self.path(key)?;
+        let layers = image.layers.iter().map(|text| text.parse::<Digest>());
+        let layers: Vec<Digest> = layers.collect::<Result<_, _>>().map_err(|e| internal(e.to_string()))?;
+        let copied = !self.shared.overlay;
+        let record = SnapshotRecord { version: VERSION, image: image.id.clone(), layers, read_only, copied };
+        match store::read::<SnapshotRecord>(&path.join(RECORD)) {
+            Ok(known) if known == record => return self.mount(&path, &record),
+            Ok(known) => {
+                let text = format!("snapshot {key} is there already, of image {}", known.image);
+                return Err(ImageError::new(ImageErrorKind::Busy, text));
+            }
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.shared.store.use_layers(key, &record.layers)?;
+        let result = self.make(&path, &record, points).and_then(|()| self.mount(&path, &record));
+        if result.is_err() {
+            // The error is told; what is left goes at the next open at the latest.
+            let _ = remove(&path);
+            self.shared.store.release_layers(key);
+        }
+        result
+    }
+
+    fn make(&self, path: &Path, record: &SnapshotRecord, points: &[MountPoint]) -> Result<(), ImageError> {
+        // Without a record it is what a crash left.
+        remove(path)?;
+        make_directory(path)?;
+        if record.copied {
+            let rootfs = path.join(ROOTFS);
+            make_directory(&rootfs)?;
+            copy::copy_layers(self.trees(&record.layers), &rootfs)?;
+            self.copy_root_attributes(&record.layers, &rootfs)?;
+            points::make(&clone_tree(&rootfs, false).map_err(io_error("clone", &rootfs))?, points)?;
+        } else {
+            let upper = path.join(UPPER);
+            make_directory(&upper)?;
+            make_directory(&path.join(WORK))?;
+            self.copy_root_attributes(&record.layers, &upper)?;
+            if record.read_only && !points.is_empty() {
+                points::make(&self.mount_overlay(path, &record.layers, Access::Write)?, points)?;
+            }
+        }
+        store::write(&path.join(RECORD), record)?;
+        sync_directory(&self.shared.directory)
+    }
+
+    fn mount(&self, path: &Path, record: &SnapshotRecord) -> Result<Snapshot, ImageError> {
+        let written = path.join(if record.copied { ROOTFS } else { UPPER });
+        let mount = if record.copied {
+            clone_tree(&written, record.read_only).map_err(io_error("clone", &written))?
+        } else {
+            let access = if record.read_only { Access::Read } else { Access::Write };
+            self.mount_overlay(path, &record.layers, access)?
+        };
+        Ok(Snapshot { mount, upper: (!record.read_only).then_some(written) })
+    }
+
+    fn mount_overlay(
+        &self,
+        path: &Path,
+        layers: &[Digest],
+        access: Access,
+    ) -> Result<std::os::fd::OwnedFd, ImageError> {
+        let (upper, work) = (path.join(UPPER), path.join(WORK));
+        let mut lower: Vec<PathBuf> = self.trees(layers);
+        lower.reverse();
+        if access == Access::Read {
+            lower.insert(0, upper.clone());
+        }
+        // Two at least without an upper, one at least with it.
+        lower.extend(self.shared.empty.iter().take(2usize.saturating_sub(lower.len())).cloned());
+        let overlay = Overlay {
+            lower: &lower,
+            upper: (access == Access::Write).then_some((upper.as_path(), work.as_path())),
+            user_attributes: self.shared.user_attributes,
+        };
+        overlay.mount().map_err(io_error("mount an overlay for", path))
+    }
+
+    /// Trees of the layers, lowest first; of a layer that occurs twice the upper one, which has all of the lower's files.
+    fn trees(&self, layers: &[Digest]) -> Vec<PathBuf> {
+        let mut seen = HashSet::new();
+        let mut trees: Vec<PathBuf> = layers
+            .iter()
+            .rev()
+            .filter(|diff_id| seen.insert(*diff_id))
+            .map(|diff_id| self.shared.store.layers().tree(diff_id))
+            .collect();
+        trees.reverse();
+        trees
+    }
+
+    /// An overlay's root directory looks like its topmost directory: so that one must look as the image says.
+    fn copy_root_attributes(&self, layers: &[Digest], to: &Path) -> Result<(), ImageError> {
+        let store = self.shared.store.layers();
+        let says_so = |diff_id: &&Digest| store.extent(diff_id).is_some_and(|extent| extent.has_root);
+        let mut mode = Mode::from_raw_mode(0o755);
+        if let Some(diff_id) = layers.iter().rev().find(says_so) {
+            let tree = store.tree(diff_id);
+            let stat =
+                statat(CWD, &tree, rustix::fs::AtFlags::empty()).map_err(|e| io_error("look at", &tree)(e.into()))?;
+            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            chownat(CWD, to, Some(uid), Some(gid), rustix::fs::AtFlags::empty())
+                .map_err(|e| io_error("change owner of", to)(e.into()))?;
+            mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        }
+        chmodat(CWD, to, mode, rustix::fs::AtFlags::empty()).map_err(|e| io_error("change mode of", to)(e.into()))
+    }
+
+    /// Removes the snapshot, then layers that only it needed; that there is none is fine.
+    pub fn remove(&self, key: &str) -> Result<(), ImageError> {
+        let path = self.path(key)?;
+        let gone = self.shared.directory.join(format!("{TEMPORARY_PREFIX}{}", ContainerId::random().short()));
+        match std::fs::rename(&path, &gone) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(io_error("remove", &path)(e)),
+        }
+        let unused = self.shared.store.release_layers(key);
+        self.usages().remove(key);
+        remove(&gone)?;
+        if !unused.is_empty() {
+            drop(self.shared.store.collect_among(&unused));
+        }
+        Ok(())
+    }
+
+    /// Removes every snapshot that is not in `keep`; goes on after an error, and gives the first.
+    pub fn retain(&self, keep: &HashSet<String>) -> Result<(), ImageError> {
+        let mut result = Ok(());
+        for key in self.keys()?.into_iter().filter(|key| !keep.contains(key)) {
+            result = result.and(self.remove(&key));
+        }
+        result
+    }
+
+    fn keys(&self) -> Result<Vec<String>, ImageError> {
+        let directory = &self.shared.directory;
+        let entries = std::fs::read_dir(directory).map_err(io_error("read", directory))?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names.filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// What the container wrote; at most [`USAGE_LIFETIME`] old.
+    pub fn usage(&self, key: &str) -> Result<Usage, ImageError> {
+        let path = self.path(key)?;
+        if let Some((at, usage)) = self.usages().get(key)
+            && at.elapsed() < USAGE_LIFETIME
+        {
+            return Ok(*usage);
+        }
+        let written = [UPPER, ROOTFS].map(|name| path.join(name)).into_iter().find(|path| path.exists());
+        let Some(written) = written else {
+            return Err(ImageError::new(ImageErrorKind::NotFound, format!("there is no snapshot {key}")));
+        };
+        let usage = of_tree(&written).map_err(|e| io_error("measure", &written)(e.into()))?;
+        self.usages().insert(key.to_owned(), (Instant::now(), usage));
+        Ok(usage)
+    }
+
+    /// Of all snapshots, as last measured; does not block. What is out of date is measured anew in the background.
+    pub fn total(&self) -> Usage {
+        let mut total = Usage::default();
+        for (_, usage) in self.usages().values() {
+            total.bytes += usage.bytes;
+            total.inodes += usage.inodes;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && !self.shared.measuring.swap(true, Ordering::AcqRel)
+        {
+            let snapshots = self.clone();
+            runtime.spawn_blocking(move || {
+                for key in snapshots.keys().unwrap_or_default() {
+                    // One that goes meanwhile has no usage.
+                    let _ = snapshots.usage(&key);
+                }
+                snapshots.shared.measuring.store(false, Ordering::Release);
+            });
+        }
+        total
+    }
+
+    /// The path of what was written, for a usage's mountpoint.
+    pub fn path(&self, key: &str) -> Result<PathBuf, ImageError> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if key.is_empty() || key.len() > KEY_LIMIT_CHARS || key.starts_with('.') || !key.bytes().all(plain) {
+            let shown: String = key.chars().take(KEY_LIMIT_CHARS).collect();
+            return Err(ImageError::new(ImageErrorKind::Invalid, format!("{shown:?} is no name for a snapshot")));
+        }
+        Ok(self.shared.directory.join(key))
+    }
+
+    fn usages(&self) -> MutexGuard<'_, HashMap<String, (Instant, Usage)>> {
+        self.shared.usages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// Tries what every snapshot will do, with empty directories.
+fn probe_overlay(directory: &Path, empty: &[PathBuf], user_attributes: bool) -> Result<bool, ImageError> {
+    let path = directory.join(format!("{TEMPORARY_PREFIX}probe"));
+    remove(&path)?;
+    let (upper, work) = (path.join(UPPER), path.join(WORK));
+    make_directory(&upper)?;
+    make_directory(&work)?;
+    let overlay = Overlay { lower: empty, upper: Some((&upper, &work)), user_attributes };
+    let result = overlay.mount();
+    remove(&path)?;
+    match result {
+        Ok(_) => Ok(true),
+        Err(e) => {
+            tracing::warn!(
+                "{} takes no overlay mounts ({e}): every container gets a copy of its image; \
+                 a root directory on ext4, xfs or btrfs avoids that",
+                directory.display()
+            );
+            Ok(false)
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), ImageError> {
+    remove_path(path).map_err(|e| io_error("remove", path)(e.into()))
+}
+
+fn internal(message: String) -> ImageError {
+    ImageError::new(ImageErrorKind::Internal, message)
+}
