@@ -79,13 +79,13 @@ impl Session {
     }
 
     /// The digest that the registry says the reference has now; `None`: it does not say. Costs no manifest, which some
-    /// registries count, and proves that these credentials are good for the image.
+    /// registries count, and proves that these credentials are good for the image. Asked once: who gets no answer asks
+    /// for the manifest anyway.
     pub async fn current_digest(&self) -> Result<Option<Digest>, RegistryError> {
         let (need, version) = self.version();
         let ask = self.manifest_ask(Method::HEAD, &version);
-        let Some((endpoint, attempts)) = self.candidates(need).into_iter().next() else { return Ok(None) };
-        let applicant = self.applicant();
-        let response = self.patience.persist(attempts, || endpoint.send(&ask, &applicant)).await?;
+        let Some((endpoint, _)) = self.candidates(need).into_iter().next() else { return Ok(None) };
+        let response = endpoint.send(&ask, &self.applicant()).await?;
         let said = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         Ok(said.and_then(|text| text.parse().ok()).or_else(|| self.reference.digest().cloned()))
     }
