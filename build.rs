@@ -1,6 +1,10 @@
-//! Generates the gRPC code from `proto/`; no protoc is needed.
+//! Generates the gRPC code from `proto/` (no protoc is needed), then compiles and packs the demo image from `rootfs/`.
+
+#[path = "rootfs/pack.rs"]
+mod pack;
 
 use std::error::Error;
+use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -10,5 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
         .message_attribute(".runtime.v1", "#[serde(default)]")
         .compile_fds(descriptors)?;
-    Ok(())
+
+    println!("cargo:rerun-if-changed=rootfs");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    pack::demo_image(&out)
 }

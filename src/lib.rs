@@ -16,6 +16,8 @@ pub mod config;
 pub mod cri;
 /// Wiring, start order, recovery, shutdown.
 pub mod daemon;
+/// The image that travels in the binary, for a first run without a registry.
+pub mod demo;
 /// How the daemon speaks to a pod's supervisor, and (`supervisor/`) that other process itself.
 pub mod executor;
 /// References, registries, unpacking, layers, snapshots.

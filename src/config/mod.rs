@@ -1,9 +1,18 @@
 //! The configuration: `cricket.toml` as typed by the user, turned once into what the code may rely on.
 //!
 //! Precedence: flags, then `CRICKET_*` variables, then the file, then the defaults. Unknown keys are an error that
-//! names the line. Every path in [`Config`] is absolute.
+//! names the line. Every path in [`Config`] is absolute. `dist/cricket.toml` documents every key.
+//!
+//! Nothing is made here: who needs a directory makes it (`daemon::directories`).
+
+mod defaults;
+mod environment;
+mod file;
+mod resolve;
 
 use std::path::PathBuf;
+
+pub use environment::Environment;
 
 /// What the code may rely on.
 #[derive(Debug, Clone)]
@@ -31,10 +40,77 @@ pub struct Config {
 }
 
 /// Who makes the cgroups of pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
     /// Directories in the cgroup file system.
     Cgroupfs,
     /// Scopes and slices by systemd.
     Systemd,
+}
+
+/// What was typed on the command line; each may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--config`: must exist when named.
+    pub config: Option<PathBuf>,
+    /// `--root`.
+    pub root: Option<PathBuf>,
+    /// `--state`.
+    pub state: Option<PathBuf>,
+    /// `--socket`.
+    pub socket: Option<PathBuf>,
+    /// `--log-level`.
+    pub log_level: Option<String>,
+}
+
+/// A configuration that cannot be relied on. Each message says where it was typed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file was named and cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{path}, line {line}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A value that cannot be used.
+    #[error("{origin}: {message}")]
+    Value {
+        /// The flag, the variable or the key with its file.
+        origin: String,
+        /// What is wrong and what is expected.
+        message: String,
+    },
+    /// Where run-time files would go belongs to someone else.
+    #[error(
+        "{path} belongs to user {owner}, not to you: set XDG_RUNTIME_DIR, or name a directory of yours with --state"
+    )]
+    ForeignDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Neither HOME nor XDG variables say where this user's files belong.
+    #[error("HOME is not set: set it, or name the directories with --root and --state")]
+    NoHome,
+}
+
+impl Config {
+    /// The configuration of this process: from flags, environment and file.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        resolve::resolve(flags, &Environment::of_this_process())
+    }
 }

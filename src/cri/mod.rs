@@ -1,1 +1,114 @@
-//! See lib.rs; filled by its owner.
+//! The Container Runtime Interface: gRPC in, gRPC out, a file per RPC. No system call, no path.
+//!
+//! A handler checks what it was given, calls the domain or the image service, and turns the answer into CRI's words.
+//! It holds no state: dropping it (a client's deadline, a cancelled call) leaves the work to the pod's own task.
+//! Before the daemon has recovered its pods ([`Services::set_ready`]) only Version, Status, RuntimeConfig and Node
+//! answer; the rest is Unavailable. What is not here is answered Unimplemented by the generated code.
+
+mod container;
+mod cricket;
+mod image;
+mod runtime;
+mod sandbox;
+mod service;
+mod status;
+mod stream;
+mod validate;
+
+use std::sync::{Arc, OnceLock};
+
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::config::Config;
+use crate::image::Images;
+use crate::pod::Pods;
+use crate::pod::session::{AttachRequest, ExecRequest};
+use crate::rootless::Node;
+
+pub use status::{MESSAGE_LIMIT_BYTES, code_of_image, code_of_pod};
+
+/// Gives out URLs of sessions; the daemon puts the streaming server behind it.
+pub trait SessionUrls: Send + Sync + 'static {
+    /// For one exec; the container id is a full one.
+    fn exec(&self, request: ExecRequest) -> Result<String, Status>;
+    /// For one attach; the container id is a full one.
+    fn attach(&self, request: AttachRequest) -> Result<String, Status>;
+    /// For connections to a pod; an empty list allows any port.
+    fn port_forward(&self, pod_id: String, ports: Vec<u16>) -> Result<String, Status>;
+}
+
+/// What is known before anything is opened.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The node.
+    pub node: Arc<Node>,
+    /// Why pods have no network, where they have none.
+    pub network_missing: Option<String>,
+}
+
+/// What the services stand on once the daemon is ready.
+pub struct Backend {
+    /// The domain.
+    pub pods: Pods,
+    /// The image service.
+    pub images: Images,
+    /// The streaming server.
+    pub sessions: Arc<dyn SessionUrls>,
+    /// Called after work that took much memory, so that it goes back to the kernel.
+    pub after_large_work: fn(),
+}
+
+/// The services on the CRI socket: runtime, images, and our own. Cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    facts: Facts,
+    backend: OnceLock<Backend>,
+    closing: CancellationToken,
+}
+
+impl Services {
+    /// Services that are not ready yet. Streams that have no end of their own end when `closing` is cancelled.
+    pub fn new(facts: Facts, closing: CancellationToken) -> Self {
+        Self { shared: Arc::new(Shared { facts, backend: OnceLock::new(), closing }) }
+    }
+
+    /// From now on every call is answered. Once.
+    pub fn set_ready(&self, backend: Backend) {
+        assert!(self.shared.backend.set(backend).is_ok(), "the services become ready once");
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.shared.facts
+    }
+
+    fn closing(&self) -> CancellationToken {
+        self.shared.closing.clone()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.shared.backend.get().is_some()
+    }
+
+    fn backend(&self) -> Result<&Backend, Status> {
+        let starting = || Status::unavailable("cricket is starting: its pods and images are being read; try again");
+        self.shared.backend.get().ok_or_else(starting)
+    }
+
+    fn pods(&self) -> Result<&Pods, Status> {
+        Ok(&self.backend()?.pods)
+    }
+
+    fn images(&self) -> Result<&Images, Status> {
+        Ok(&self.backend()?.images)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,164 @@
-//! See lib.rs; filled by its owner.
+//! The daemon: what is started in which order, and how it ends. No request is handled here.
+//!
+//! ```text
+//! one thread:  directories -> lock -> socket (bound: clients may connect and wait) -> join the node
+//! then tokio:  serve (Status: not ready) -> images -> template -> pods (recovery) -> streaming -> ready
+//! SIGTERM:     no new calls -> calls under way end, or DRAIN_TIMEOUT passes -> exit; pods run on
+//! ```
+//!
+//! Joining a user namespace asks for a process with one thread, so all of the first line happens before tokio.
+//! A panic in a handler is one failed call and a line in the log ([`unwind`]).
+
+mod directories;
+mod logging;
+mod server;
+mod session_urls;
+mod shutdown;
+mod socket;
+mod start;
+mod unwind;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::cri::{Facts, Services};
+use crate::executor::client::ExecutorError;
+use crate::image::ImageError;
+use crate::pod::PodError;
+use crate::rootless::{self, Node};
+use crate::store::{Lock, LockError};
+use crate::streaming::StreamingError;
+use crate::sys;
+
+use socket::Socket;
+
+/// Threads that drive the gRPC services; the work is elsewhere.
+const WORKER_THREADS: usize = 2;
+
+/// Threads for work that blocks: unpacking, syncing.
+const BLOCKING_THREADS: usize = 16;
+
+/// Calls under way may end for so long after SIGTERM.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the daemon could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A directory cannot be made or is not ours.
+    #[error("{path}: {problem}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The socket cannot be had.
+    #[error("socket {path}: {problem}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// Another daemon runs on this root.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No node.
+    #[error(transparent)]
+    Node(#[from] rootless::RootlessError),
+    /// The image store.
+    #[error("cannot open the image store: {0}")]
+    Images(#[from] ImageError),
+    /// The process from which supervisors are forked.
+    #[error("cannot start the template of supervisors: {0}")]
+    Template(#[from] ExecutorError),
+    /// Recovery.
+    #[error("cannot read back the pods: {0}")]
+    Pods(#[from] PodError),
+    /// Exec, attach, port-forward.
+    #[error(transparent)]
+    Streaming(#[from] StreamingError),
+    /// gRPC.
+    #[error("the gRPC server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// Threads, signals, descriptors.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    fn io(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. The caller has one thread.
+pub fn serve(config: Config) -> Result<(), DaemonError> {
+    sys::heap::limit_arenas();
+    logging::start(&config.log_level);
+    directories::prepare(&config)?;
+    let _lock = Lock::acquire(&config.root)?;
+    let socket = Socket::bind(&config.socket)?;
+    let node = rootless::join(&config)?;
+    report(&config, &node);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("cricket")
+        .enable_all()
+        .build()
+        .map_err(DaemonError::io("starting threads"))?;
+    let facts = Facts { config: Arc::new(config), node: Arc::new(node), network_missing: network_missing() };
+    let result = runtime.block_on(run(facts, &socket));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Serves from the first moment, becomes ready, ends.
+async fn run(facts: Facts, socket: &Socket) -> Result<(), DaemonError> {
+    let closing = CancellationToken::new();
+    let services = Services::new(facts.clone(), closing.clone());
+    let server = server::serve(socket.connections()?, services.clone(), closing.clone());
+    tokio::pin!(server);
+    let start = async {
+        let backend = start::open(&facts).await?;
+        services.set_ready(backend);
+        shutdown::tell_ready();
+        tracing::info!(socket = %facts.config.socket.display(), "ready");
+        shutdown::requested().await.map_err(DaemonError::io("waiting for signals"))
+    };
+    tokio::select! {
+        result = &mut server => return result.map_err(DaemonError::from),
+        result = start => result?,
+    }
+    shutdown::tell_stopping();
+    closing.cancel();
+    if tokio::time::timeout(DRAIN_TIMEOUT, server).await.is_err() {
+        tracing::warn!("calls were still under way after {DRAIN_TIMEOUT:?}: their clients will ask again");
+    }
+    tracing::info!("stopped; pods run on");
+    Ok(())
+}
+
+/// One line for whoever reads the log: where, as what, and what cannot be enforced.
+fn report(config: &Config, node: &Node) {
+    let (root, state) = (config.root.display(), config.state.display());
+    tracing::info!(node = ?node.kind, pid = node.pid, %root, %state, "cricket {}", env!("CARGO_PKG_VERSION"));
+    for missing in &node.cgroups.missing {
+        tracing::warn!("not enforced: {missing}");
+    }
+}
+
+/// Pods have no network of their own in this release; those that use the node's are not held back.
+fn network_missing() -> Option<String> {
+    Some("pods have a loopback interface only: this release has no pod network yet".to_owned())
+}

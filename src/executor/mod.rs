@@ -4,5 +4,6 @@
 //! `protocol.rs` (framing, versions, descriptor passing, the exit record) is shared by both.
 
 pub mod client;
+pub mod leftovers;
 pub mod protocol;
 pub mod supervisor;

@@ -1,49 +1,70 @@
 //! The domain: pods and containers, their states, one driver task per pod.
+//!
+//! ```text
+//! Pods ── table (ids, names) ──> slot ──requests──> driver: the pod's one task ──> work: sandbox, create, container
+//!   '── lists, statuses <──────── view <──publishes──'   |                                     |
+//!                                                        '<── events ── supervisor <───────────'
+//! ```
+//!
+//! `queue.rs` decides what happens to a request and has the diagram of states; `record.rs` has the format on disk;
+//! `spec.rs` alone writes OCI specifications, with `args`, `users`, `capabilities`, `mounts`, `devices`, `resources`
+//! and `seccomp` for its parts; `recover.rs` puts it all together again after a restart.
 
+mod args;
+mod capabilities;
+mod container;
+mod context;
+mod create;
+mod devices;
+mod driver;
+mod error;
+mod events;
+mod exec;
+mod facts;
+mod files;
+mod member;
+mod mounts;
+mod name;
+mod paths;
+mod process;
+mod queue;
+mod record;
+mod recover;
+mod resources;
+mod sandbox;
+mod seccomp;
 pub mod session;
+mod sessions;
+mod signal;
+mod spec;
+mod sysctls;
+mod table;
+mod users;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
 use crate::config::Config;
 use crate::executor::client::Template;
 use crate::image::Images;
+use crate::pod::context::{Context, blocking, whom_pod};
+use crate::pod::driver::{Answer, Detail, Driver, REQUEST_BACKLOG, Request, RunOutcome};
+use crate::pod::exec::Place;
+use crate::pod::name::{Answered, ContainerName, PodName};
+use crate::pod::queue::Wish;
+use crate::pod::table::{PodSlot, Table};
+use crate::pod::view::PodView;
 use crate::proto::cri;
+use crate::proto::supervisor as wire;
+use crate::proto::supervisor::request::Op;
 use crate::rootless::Node;
+use crate::store::PodId;
 
-/// Kinds of [`PodError`]; `cri/status.rs` is the one table from here to gRPC codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PodErrorKind {
-    /// Unknown id.
-    NotFound,
-    /// The name is taken by another object.
-    AlreadyExists,
-    /// The request is malformed.
-    Invalid,
-    /// Not in this state.
-    FailedPrecondition,
-    /// A deadline passed.
-    DeadlineExceeded,
-    /// Disk, memory or a quota is exhausted.
-    ResourceExhausted,
-    /// Honest refusal.
-    Unimplemented,
-    /// Could be tried again.
-    Unavailable,
-    /// Everything else.
-    Internal,
-}
-
-/// What went wrong: what happened, to what, what to do. At most 4 KiB of text.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
-pub struct PodError {
-    /// For the gRPC code.
-    pub kind: PodErrorKind,
-    /// The text.
-    pub message: String,
-}
+pub use error::{PodError, PodErrorKind};
 
 /// What an ExecSync brought back.
 #[derive(Debug, Clone, Default)]
@@ -71,108 +92,258 @@ pub struct PodsOptions {
 /// All pods. Cheap to clone. Handlers call it and may be dropped at any point: the work goes on in the pod's own
 /// task, and a repeated request joins it. Wherever an id is taken, a unique prefix of three characters or more is.
 #[derive(Clone)]
-pub struct Pods {}
+pub struct Pods {
+    context: Arc<Context>,
+}
 
 impl Pods {
     /// Rebuilds everything from records and live supervisors.
-    pub async fn open(_options: PodsOptions) -> Result<Self, PodError> {
-        todo!()
+    pub async fn open(options: PodsOptions) -> Result<Self, PodError> {
+        let context = Arc::new(Context {
+            node: options.node,
+            images: options.images,
+            template: options.template,
+            layout: record::Layout::new(&options.config),
+            facts: blocking(facts::Facts::read).await?,
+            events: events::Events::default(),
+            table: Table::default(),
+        });
+        recover::recover(&context).await?;
+        Ok(Self { context })
     }
 
     /// See CRI's RPC of that name, as all below. Answers the pod's id.
-    pub async fn run_pod_sandbox(&self, _config: cri::PodSandboxConfig, _handler: String) -> Result<String, PodError> {
-        todo!()
+    pub async fn run_pod_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String, PodError> {
+        let name = PodName::of(&config)?;
+        let whom = whom_pod(&config);
+        sandbox::check(&self.context, &config, &handler).map_err(|e| e.of(&whom))?;
+        let (slot, under_way) = self.find_or_begin(name, config, handler);
+        if slot.answered.is_marked() && !under_way {
+            let message = format!("{whom} is here already as {}: remove it first, or ask for another attempt", slot.id);
+            return Err(PodError::new(PodErrorKind::AlreadyExists, message));
+        }
+        let mut outcome = slot.outcome.clone();
+        let result = match outcome.wait_for(Option::is_some).await {
+            Ok(result) => result.clone().expect("waited for"),
+            Err(_) => Err(PodError::internal("the daemon is shutting down")),
+        };
+        result.map_err(|e| e.of(&whom))?;
+        slot.answered.mark();
+        Ok(slot.id.to_string())
+    }
+
+    /// The pod of this name, and whether its coming up is under way.
+    fn find_or_begin(&self, name: PodName, config: cri::PodSandboxConfig, handler: String) -> (Arc<PodSlot>, bool) {
+        let mut begun = None;
+        let (slot, new) = self.context.table.find_or_insert(&name, || {
+            let id = PodId::random();
+            let (requests, inbox) = mpsc::channel(REQUEST_BACKLOG);
+            let (sender, outcome) = watch::channel(None);
+            let answered = Answered::not_yet(self.context.layout.pod(&id).join("answered"));
+            begun = Some((inbox, sender));
+            Arc::new(PodSlot::new(id, name.clone(), requests, outcome, answered))
+        });
+        if let Some((inbox, outcome)) = begun.filter(|_| new) {
+            tokio::spawn(bring_up(Arc::clone(&self.context), Arc::clone(&slot), config, handler, inbox, outcome));
+        }
+        let under_way = new || slot.outcome.borrow().is_none();
+        (slot, under_way)
+    }
+
+    async fn ask(&self, slot: &PodSlot, wish: Wish, detail: Detail) -> Option<Result<Answer, PodError>> {
+        let (reply, answer) = oneshot::channel();
+        slot.requests.send(Request { wish, detail, reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// For requests to which "it is gone" is success.
+    async fn end(&self, slot: &PodSlot, wish: Wish, detail: Detail) -> Result<(), PodError> {
+        self.ask(slot, wish, detail).await.unwrap_or(Ok(Answer::Done)).map(drop)
     }
 
     /// Idempotent; what is gone is stopped.
-    pub async fn stop_pod_sandbox(&self, _id: &str) -> Result<(), PodError> {
-        todo!()
+    pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), PodError> {
+        match gone_is_none(self.context.table.pod(id))? {
+            Some((slot, _)) => self.end(&slot, Wish::StopPod, Detail::Nothing).await,
+            None => Ok(()),
+        }
     }
 
     /// Idempotent; what is gone is removed.
-    pub async fn remove_pod_sandbox(&self, _id: &str) -> Result<(), PodError> {
-        todo!()
+    pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), PodError> {
+        match gone_is_none(self.context.table.pod(id))? {
+            Some((slot, _)) => self.end(&slot, Wish::RemovePod, Detail::Nothing).await,
+            None => Ok(()),
+        }
     }
 
     /// With the statuses of its containers; `info` only if verbose.
-    pub fn pod_sandbox_status(&self, _id: &str, _verbose: bool) -> Result<cri::PodSandboxStatusResponse, PodError> {
-        todo!()
+    pub fn pod_sandbox_status(&self, id: &str, verbose: bool) -> Result<cri::PodSandboxStatusResponse, PodError> {
+        let (_, view) = self.context.table.pod(id)?;
+        Ok(cri::PodSandboxStatusResponse {
+            status: Some(view.status()),
+            info: if verbose { view.info() } else { HashMap::new() },
+            containers_statuses: view.container_statuses(),
+            timestamp: events::now(),
+        })
     }
 
     /// From memory.
-    pub fn list_pod_sandbox(&self, _filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
-        todo!()
+    pub fn list_pod_sandbox(&self, filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
+        let views = self.context.table.views();
+        views.iter().filter(|view| filter.is_none_or(|f| view.matches(f))).map(|view| view.item()).collect()
     }
 
     /// Answers the container's id.
     pub async fn create_container(
         &self,
-        _pod_id: &str,
-        _config: cri::ContainerConfig,
+        pod_id: &str,
+        config: cri::ContainerConfig,
         _sandbox_config: Option<cri::PodSandboxConfig>,
     ) -> Result<String, PodError> {
-        todo!()
+        let name = ContainerName::of(&config)?;
+        let (slot, _) = self.context.table.pod(pod_id)?;
+        let answer = self.ask(&slot, Wish::Create(name), Detail::Create(Box::new(config))).await;
+        match answer.ok_or_else(|| PodError::not_found("pod", pod_id))?? {
+            Answer::Container(id, answered) => {
+                answered.mark();
+                Ok(id.to_string())
+            }
+            Answer::Done => Err(PodError::internal("a creation answered nothing")),
+        }
     }
 
     /// Starts a created container.
-    pub async fn start_container(&self, _id: &str) -> Result<(), PodError> {
-        todo!()
+    pub async fn start_container(&self, id: &str) -> Result<(), PodError> {
+        let (slot, _, container) = self.context.table.container(id)?;
+        let answer = self.ask(&slot, Wish::Start(container.record.id.clone()), Detail::Nothing).await;
+        answer.ok_or_else(|| PodError::not_found("container", id))?.map(drop)
     }
 
     /// The stop signal, then SIGKILL after `timeout`. Idempotent.
-    pub async fn stop_container(&self, _id: &str, _timeout: Duration) -> Result<(), PodError> {
-        todo!()
+    pub async fn stop_container(&self, id: &str, timeout: Duration) -> Result<(), PodError> {
+        match gone_is_none(self.context.table.container(id))? {
+            Some((slot, _, container)) => {
+                self.end(&slot, Wish::Stop(container.record.id.clone()), Detail::Stop(timeout)).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// Kills it if need be. Idempotent.
-    pub async fn remove_container(&self, _id: &str) -> Result<(), PodError> {
-        todo!()
+    pub async fn remove_container(&self, id: &str) -> Result<(), PodError> {
+        match gone_is_none(self.context.table.container(id))? {
+            Some((slot, _, container)) => {
+                self.end(&slot, Wish::Remove(container.record.id.clone()), Detail::Nothing).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// `info` only if verbose.
-    pub fn container_status(&self, _id: &str, _verbose: bool) -> Result<cri::ContainerStatusResponse, PodError> {
-        todo!()
+    pub fn container_status(&self, id: &str, verbose: bool) -> Result<cri::ContainerStatusResponse, PodError> {
+        let (_, _, container) = self.context.table.container(id)?;
+        let info = if verbose { container.info() } else { HashMap::new() };
+        Ok(cri::ContainerStatusResponse { status: Some(container.status()), info })
     }
 
     /// From memory.
-    pub fn list_containers(&self, _filter: Option<&cri::ContainerFilter>) -> Vec<cri::Container> {
-        todo!()
+    pub fn list_containers(&self, filter: Option<&cri::ContainerFilter>) -> Vec<cri::Container> {
+        let views = self.context.table.views();
+        let containers = views.iter().flat_map(|view| view.containers.values());
+        containers.filter(|c| filter.is_none_or(|f| c.matches(f))).map(|c| c.item()).collect()
     }
 
     /// Runs a command to its end; past `timeout` (none: for ever) it is dead and the error is DeadlineExceeded.
+    /// Dropped before, it is killed too.
     pub async fn exec_sync(
         &self,
-        _id: &str,
-        _command: Vec<String>,
-        _timeout: Option<Duration>,
+        id: &str,
+        command: Vec<String>,
+        timeout: Option<Duration>,
     ) -> Result<ExecOutput, PodError> {
-        todo!()
+        exec::exec_sync(self.place(id)?, command, timeout).await
     }
 
     /// After the kubelet moved the file away: opens a new one.
-    pub async fn reopen_container_log(&self, _id: &str) -> Result<(), PodError> {
-        todo!()
+    pub async fn reopen_container_log(&self, id: &str) -> Result<(), PodError> {
+        let place = self.place(id)?;
+        let container_id = place.container.record.id.to_string();
+        Ok(place.supervisor.call(Op::ReopenLog(wire::ReopenLog { container_id })).await?)
     }
 
     /// Checks that an exec or attach may begin (the container runs) before a URL is given out; answers the full id.
-    pub fn check_session(&self, _container_id: &str) -> Result<String, PodError> {
-        todo!()
+    pub fn check_session(&self, container_id: &str) -> Result<String, PodError> {
+        Ok(self.place(container_id)?.container.record.id.to_string())
+    }
+
+    /// As [`Pods::check_session`], of a pod for port-forward.
+    pub fn check_port_forward(&self, pod_id: &str) -> Result<String, PodError> {
+        let view = self.pod(pod_id)?.1;
+        match view.ready {
+            true => Ok(view.record.id.to_string()),
+            false => Err(PodError::precondition(format!("the pod {} is not ready", view.record.id.short()))),
+        }
     }
 
     /// Which containers use an image id: for `image list`, and to protect images.
     pub fn image_users(&self) -> HashMap<String, Vec<String>> {
-        todo!()
+        let mut users: HashMap<String, Vec<String>> = HashMap::new();
+        for view in self.context.table.views() {
+            for container in view.containers.values() {
+                users.entry(container.record.image_id.clone()).or_default().push(container.record.id.to_string());
+            }
+        }
+        users
+    }
+
+    /// What happens to containers from now on, for GetContainerEvents. A receiver that lags is to end its stream.
+    pub fn subscribe(&self) -> broadcast::Receiver<cri::ContainerEventResponse> {
+        self.context.events.subscribe()
+    }
+
+    fn place(&self, id: &str) -> Result<Place, PodError> {
+        let (slot, view, container) = self.context.table.container(id)?;
+        Place::of(slot, &view, container)
+    }
+
+    fn pod(&self, id: &str) -> Result<(Arc<PodSlot>, Arc<PodView>), PodError> {
+        self.context.table.pod(id)
     }
 }
 
-impl session::Sessions for Pods {
-    fn exec(&self, _request: session::ExecRequest) -> session::SessionFuture<'_, session::Session> {
-        todo!()
+fn gone_is_none<T>(found: Result<T, PodError>) -> Result<Option<T>, PodError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind == PodErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    fn attach(&self, _request: session::AttachRequest) -> session::SessionFuture<'_, session::Session> {
-        todo!()
-    }
-    fn port_forward(&self, _pod_id: String, _port: u16) -> session::SessionFuture<'_, std::os::fd::OwnedFd> {
-        todo!()
+}
+
+/// The pod's task, from RunPodSandbox to RemovePodSandbox.
+async fn bring_up(
+    context: Arc<Context>,
+    slot: Arc<PodSlot>,
+    config: cri::PodSandboxConfig,
+    handler: String,
+    inbox: mpsc::Receiver<Request>,
+    outcome: RunOutcome,
+) {
+    // In a task of its own, so that a defect frees the name as an error does.
+    let work = tokio::spawn(sandbox::run(Arc::clone(&context), slot.id.clone(), config, handler));
+    let result = match work.await {
+        Ok(result) => result,
+        Err(error) => Err(PodError::internal(format!("the work ended by a defect of the daemon: {error}"))),
+    };
+    match result {
+        Ok((record, supervisor)) => {
+            let driver = Driver::new(context, slot, record, Some(supervisor), Default::default());
+            outcome.send_replace(Some(Ok(())));
+            driver.run(inbox).await;
+        }
+        Err(error) => {
+            context.table.remove(&slot);
+            outcome.send_replace(Some(Err(error)));
+        }
     }
 }

@@ -3,8 +3,25 @@
 //! Three ways to start, one code path (ARCHITECTURE.md): made by us for an ordinary user, found (uid 0 of someone
 //! else's user namespace), or the host's own (real root).
 
+pub mod cgroups;
+mod holder;
+mod made;
+pub mod probe;
+mod record;
+pub mod subordinate;
+
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+pub use holder::{Places, hold};
+pub use made::{enter, start_again};
+pub use record::NodeRecord;
+
+use crate::config::Config;
+use crate::store::RecordError;
+use crate::sys::namespace::Namespace;
+use crate::sys::{descriptors, directory, fork, sealed};
 
 /// Where the node's namespaces come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +32,22 @@ pub enum NodeKind {
     Found,
     /// Real root of the machine.
     Root,
+}
+
+impl NodeKind {
+    /// What a daemon that is started by this process will have. Wrong in a process that has joined a node.
+    pub fn here() -> io::Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self::Made);
+        }
+        let map = std::fs::read_to_string("/proc/self/uid_map")?;
+        Ok(if is_initial(&map) { Self::Root } else { Self::Found })
+    }
+}
+
+/// Whether a map is that of the machine's first user namespace: every id is itself.
+fn is_initial(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// The node, joined by this process: its user and mount namespace are the node's. In a made node the daemon's
@@ -33,6 +66,15 @@ pub struct Node {
     pub ipc: OwnedFd,
     /// What of cgroup v2 is ours.
     pub cgroups: Cgroups,
+    /// Our binary as nobody can write it, for the template; see [`sealed`].
+    pub executable: OwnedFd,
+}
+
+impl Node {
+    /// The path by which a child of this process executes the sealed binary.
+    pub fn executable_path(&self) -> PathBuf {
+        sealed::path(&self.executable)
+    }
 }
 
 /// What of cgroup v2 the node may use.
@@ -45,4 +87,97 @@ pub struct Cgroups {
     pub controllers: Vec<String>,
     /// What cannot be enforced and why, one sentence each, for check, Status and the log.
     pub missing: Vec<String>,
+}
+
+/// The node could not be made or joined.
+#[derive(Debug, thiserror::Error)]
+pub enum RootlessError {
+    /// Subordinate ids.
+    #[error(transparent)]
+    Subordinate(#[from] subordinate::SubordinateError),
+    /// newuidmap or newgidmap.
+    #[error("{program} refused to map the subordinate ids: {reason}; `cricket check` says what is missing")]
+    Map {
+        /// Which.
+        program: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// The node process told that it cannot.
+    #[error("the node cannot be made: {0}; `cricket check` says what is missing")]
+    Node(String),
+    /// The record of the node.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// There is no node to enter.
+    #[error("no cricket node runs with the state directory {0}: start one with `cricket serve`, or give --state")]
+    NoNode(PathBuf),
+    /// A system call.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl RootlessError {
+    fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Io { action, source }
+    }
+}
+
+/// Finds or makes the node and joins it. To be called once, by a process of one thread, after which paths are those
+/// of the node's mount namespace (which shows the same files).
+pub fn join(config: &Config) -> Result<Node, RootlessError> {
+    match fork::thread_count() {
+        Ok(1) => {}
+        Ok(n) => return Err(RootlessError::Node(format!("this process has {n} threads; this is a defect"))),
+        Err(error) => return Err(RootlessError::io("count the threads")(error)),
+    }
+    descriptors::close_all_on_exec().map_err(RootlessError::io("close inherited descriptors on exec"))?;
+    make_private(&config.state)?;
+    make_private(&config.root)?;
+    match NodeKind::here().map_err(RootlessError::io("read /proc/self/uid_map"))? {
+        NodeKind::Made => made::join(&config.state),
+        kind => found(kind),
+    }
+}
+
+fn make_private(path: &Path) -> Result<(), RootlessError> {
+    directory::make_private(path).map_err(RootlessError::io(format!("use the directory {}", path.display())))
+}
+
+fn found(kind: NodeKind) -> Result<Node, RootlessError> {
+    let own = |namespace: Namespace| {
+        namespace.open_own().map_err(RootlessError::io(format!("open our {} namespace", namespace.name())))
+    };
+    Ok(Node {
+        kind,
+        pid: std::process::id() as i32,
+        network: own(Namespace::Network)?,
+        uts: own(Namespace::Uts)?,
+        ipc: own(Namespace::Ipc)?,
+        cgroups: cgroups::of_found_node(),
+        executable: seal()?,
+    })
+}
+
+fn seal() -> Result<OwnedFd, RootlessError> {
+    sealed::seal().map_err(RootlessError::io("seal our own binary"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_map_of_every_id_to_itself_is_the_machines_own() {
+        assert!(is_initial("         0          0 4294967295\n"));
+        for other in ["0 1500 1\n1 100000 65536\n", "0 100000 65536\n", "", "0 0 4294967294\n"] {
+            assert!(!is_initial(other), "{other:?}");
+        }
+    }
 }

@@ -5,7 +5,9 @@
 //! after a power cut. What is on disk can be read with `cat`.
 
 mod id;
+mod lock;
 mod record;
 
 pub use id::{ContainerId, IdError, PodId};
+pub use lock::{Lock, LockError};
 pub use record::{RecordError, read, remove, write};

@@ -1,0 +1,85 @@
+//! `cricket check`: what this machine offers and what it lacks, before anything runs.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::{Output, Settings};
+use crate::rootless::NodeKind;
+use crate::rootless::probe::{self, Finding, Verdict};
+
+/// Arguments of `cricket check`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Serialize)]
+struct Report {
+    will_run: bool,
+    findings: Vec<Finding>,
+}
+
+/// Exit status 0 when pods will run, 1 when they will not.
+pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let config = settings.load()?;
+    let kind = NodeKind::here().context("reading /proc/self/uid_map")?;
+    let findings = probe::all(&config, kind);
+    let report = Report { will_run: probe::will_run(&findings), findings };
+    let text = match args.output {
+        Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+        Output::Table => table(&report),
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(if report.will_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn table(report: &Report) -> String {
+    let width = report.findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+    let mut text: String = report.findings.iter().map(|finding| line(finding, width)).collect();
+    text.push_str(match (report.will_run, report.findings.iter().any(|finding| finding.verdict == Verdict::Warn)) {
+        (false, _) => "\nPods will not run here until what fails is mended.\n",
+        (true, true) => "\nPods will run here; the warnings say what they will lack.\n",
+        (true, false) => "\nPods will run here.\n",
+    });
+    text
+}
+
+fn line(finding: &Finding, width: usize) -> String {
+    let verdict = match finding.verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "FAIL",
+    };
+    let mut text = format!("{verdict:<4}  {:<width$}  {}\n", finding.name, finding.meaning);
+    if !finding.mend.is_empty() {
+        text += &format!("{:<6}{:<width$}  -> {}\n", "", "", finding.mend);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_line_a_finding_and_the_way_to_mend_it_below() {
+        let finding = |verdict, mend: &str| Finding {
+            name: "overlay".into(),
+            verdict,
+            meaning: "tried".into(),
+            mend: mend.into(),
+        };
+        let findings = vec![finding(Verdict::Ok, ""), finding(Verdict::Fail, "modprobe overlay")];
+        let text = table(&Report { will_run: false, findings });
+        assert!(
+            text.starts_with("ok    overlay  tried\nFAIL  overlay  tried\n               -> modprobe overlay\n"),
+            "{text}"
+        );
+        assert!(text.contains("will not run"));
+    }
+}

@@ -1,0 +1,160 @@
+//! `cricket stop`: ends the daemon, and then the node unless pods run in it; with `--pods`, the pods and whatever else
+//! runs in the node. Ending what has ended is no error. Mounts and networks go with their namespaces.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::Settings;
+use crate::config::Config;
+use crate::executor::client::Supervisor;
+use crate::executor::leftovers;
+use crate::proto::supervisor::{Shutdown, request::Op};
+use crate::rootless::{NodeRecord, cgroups};
+use crate::store::Lock;
+use crate::sys::process::end_all;
+
+/// The daemon lets calls under way end for half of it.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
+/// Containers' own programs may use it to end well.
+const PODS_GRACE: Duration = Duration::from_secs(5);
+/// For a supervisor to do it and to say so.
+const PODS_PATIENCE: Duration = Duration::from_secs(15);
+/// The node process does nothing that takes time; a kubelet in the node may.
+const NODE_PATIENCE: Duration = Duration::from_secs(5);
+/// Processes may start others while they are ended.
+const ROUNDS: usize = 5;
+
+/// Arguments of `cricket stop`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// End the pods too, and everything else that runs in the node
+    #[arg(long)]
+    pods: bool,
+}
+
+/// Ends it and says what it ended.
+pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let config = settings.load()?;
+    let mut said = Vec::new();
+    said.extend(end_daemon(&config)?);
+    let pods = living_pods(&config.state)?;
+    match (args.pods, pods.len()) {
+        (_, 0) => {}
+        (true, count) => said.push(format!("ended {count} pod(s)")),
+        (false, count) => said.push(format!("{count} pod(s) run on; `cricket stop --pods` ends them")),
+    }
+    if args.pods {
+        end_pods(pods, &config.state)?;
+        said.extend(end_others(&config.state)?);
+    }
+    said.extend(end_node(&config.state)?);
+    if said.is_empty() {
+        said.push(format!("nothing to stop: no cricket runs with the state directory {}", config.state.display()));
+    }
+    said.iter().for_each(|line| println!("{line}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn end_daemon(config: &Config) -> anyhow::Result<Option<String>> {
+    let Some(daemon) = Lock::holder(&config.root)? else {
+        remove_stale_socket(&config.socket);
+        return Ok(None);
+    };
+    daemon.end(DAEMON_PATIENCE).with_context(|| format!("ending the daemon (pid {})", daemon.pid))?;
+    remove_stale_socket(&config.socket);
+    Ok(Some(format!("ended the daemon (pid {})", daemon.pid)))
+}
+
+/// A daemon that was killed leaves its socket.
+fn remove_stale_socket(socket: &Path) {
+    if std::os::unix::net::UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    {
+        let _ = std::fs::remove_file(socket);
+    }
+}
+
+/// Directories of pods, whether they live or not.
+fn pod_directories(state: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(state.join("pods")).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+    Ok(runtime.block_on(work))
+}
+
+/// Pods whose supervisor answers.
+fn living_pods(state: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let directories = pod_directories(state);
+    block_on(async move {
+        let mut living = Vec::new();
+        for directory in directories {
+            let hello = tokio::time::timeout(PODS_PATIENCE, Supervisor::connect(&directory)).await;
+            if matches!(hello, Ok(Ok(_))) {
+                living.push(directory);
+            }
+        }
+        living
+    })
+}
+
+/// Asks every supervisor to end its pod, all at once; then sees that nothing is left of any pod.
+fn end_pods(living: Vec<PathBuf>, state: &Path) -> anyhow::Result<()> {
+    block_on(async move {
+        let ends = living.into_iter().map(|directory| tokio::time::timeout(PODS_PATIENCE, end_pod(directory)));
+        futures_util::future::join_all(ends).await
+    })?;
+    for directory in pod_directories(state) {
+        let left = leftovers::kill(&directory);
+        left.with_context(|| format!("ending what is left of {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// That it fails is no error here: what is left of the pod is killed next.
+async fn end_pod(directory: PathBuf) {
+    if let Ok((supervisor, _)) = Supervisor::connect(&directory).await {
+        let _ = supervisor.call(Op::Shutdown(Shutdown { grace_ms: PODS_GRACE.as_millis() as u64 })).await;
+    }
+}
+
+/// Whatever else is in a node that we made: a kubelet, a shell, a process that left its pod.
+fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
+    let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
+    let mut count = 0;
+    for _ in 0..ROUNDS {
+        let others: Vec<_> = record
+            .members()
+            .context("looking into the node")?
+            .into_iter()
+            .filter(|other| *other != record.process)
+            .collect();
+        if others.is_empty() {
+            break;
+        }
+        count += end_all(&others, NODE_PATIENCE).context("ending what runs in the node")?;
+    }
+    Ok((count > 0).then(|| format!("ended {count} other process(es) of the node")))
+}
+
+/// The node, unless somebody is in it: it is theirs too.
+fn end_node(state: &Path) -> anyhow::Result<Option<String>> {
+    let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
+    let others = record.members().context("looking into the node")?.len() - usize::from(record.is_live());
+    if others > 0 {
+        return Ok(Some(format!("the node (pid {}) is kept for {others} process(es) in it", record.process.pid)));
+    }
+    let was_there = record.is_live() && record.process.end(NODE_PATIENCE).context("ending the node process")?;
+    NodeRecord::remove(state)?;
+    if let Some(base) = &record.cgroup {
+        // Empty now; where they are not, they are the next daemon's.
+        for leaf in [cgroups::NODE_LEAF, cgroups::DAEMON_LEAF] {
+            let _ = std::fs::remove_dir(base.join(leaf));
+        }
+    }
+    Ok(was_there.then(|| format!("ended the node (pid {})", record.process.pid)))
+}

@@ -1,0 +1,84 @@
+//! Where things go when nobody says: the XDG directories for a user, /run and /var/lib for root.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{ConfigError, Environment};
+
+/// Our name below the directories of others.
+const NAME: &str = "cricket";
+
+/// Pod addresses of the built-in network: a private range, and a unique local one (RFC 4193).
+pub const POD_CIDRS: [&str; 2] = ["10.85.0.0/16", "fd85:ee78:d8a6:8607::/64"];
+
+/// What is logged unless asked otherwise.
+pub const LOG_LEVEL: &str = "info";
+
+/// Loopback only; the kernel picks the port.
+pub const STREAMING_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Disk.
+pub fn root(env: &Environment) -> Result<PathBuf, ConfigError> {
+    if env.uid == 0 {
+        return Ok(Path::new("/var/lib").join(NAME));
+    }
+    let data = env.directory("XDG_DATA_HOME").or_else(|| Some(home(env)?.join(".local/share")));
+    Ok(data.ok_or(ConfigError::NoHome)?.join(NAME))
+}
+
+/// Run time. The last resort is in /tmp, where anyone may have been first: its owner is checked.
+pub fn state(env: &Environment) -> Result<PathBuf, ConfigError> {
+    if env.uid == 0 {
+        return Ok(Path::new("/run").join(NAME));
+    }
+    if let Some(dir) = env.directory("XDG_RUNTIME_DIR").or_else(|| env.user_run_dir.clone()) {
+        return Ok(dir.join(NAME));
+    }
+    let dir = PathBuf::from(format!("/tmp/{NAME}-{}", env.uid));
+    match owner(&dir) {
+        Some(owner) if owner != env.uid => Err(ConfigError::ForeignDirectory { path: dir, owner }),
+        _ => Ok(dir),
+    }
+}
+
+/// `/etc` for root, `$XDG_CONFIG_HOME` for a user without which there is none.
+fn config_home(env: &Environment) -> PathBuf {
+    if env.uid == 0 {
+        return PathBuf::from("/etc");
+    }
+    env.directory("XDG_CONFIG_HOME").or_else(|| Some(home(env)?.join(".config"))).unwrap_or_else(|| "/etc".into())
+}
+
+/// The file that is read when none is named.
+pub fn config_file(env: &Environment) -> PathBuf {
+    config_home(env).join(NAME).join("cricket.toml")
+}
+
+/// Mirror rules. A user without a directory of his own has the machine's.
+pub fn registry_config_path(env: &Environment) -> PathBuf {
+    let own = config_home(env).join(NAME).join("certs.d");
+    if env.uid == 0 || own.is_dir() {
+        return own;
+    }
+    Some(PathBuf::from("/etc").join(NAME).join("certs.d")).filter(|dir| dir.is_dir()).unwrap_or(own)
+}
+
+/// CNI configurations.
+pub fn cni_config_dir(env: &Environment) -> PathBuf {
+    config_home(env).join("cni/net.d")
+}
+
+/// CNI plugins.
+pub fn cni_plugin_dirs() -> Vec<PathBuf> {
+    ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).to_vec()
+}
+
+fn home(env: &Environment) -> Option<PathBuf> {
+    env.directory("HOME")
+}
+
+/// Who owns what is really at `path`; a symbolic link counts as itself.
+pub fn owner(path: &Path) -> Option<u32> {
+    std::fs::symlink_metadata(path).ok().map(|metadata| metadata.uid())
+}

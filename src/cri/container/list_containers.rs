@@ -1,0 +1,14 @@
+//! ListContainers: about 1.5 times a second by every kubelet, for ever; from memory.
+
+use tonic::Status;
+
+use crate::cri::Services;
+use crate::proto::cri::{ListContainersRequest, ListContainersResponse};
+
+/// See the module.
+pub async fn list_containers(
+    services: &Services,
+    request: ListContainersRequest,
+) -> Result<ListContainersResponse, Status> {
+    Ok(ListContainersResponse { containers: services.pods()?.list_containers(request.filter.as_ref()) })
+}

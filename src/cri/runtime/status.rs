@@ -1,0 +1,84 @@
+//! Status: whether pods can be run, and what this runtime can do. A kubelet asks every five seconds.
+
+use std::collections::HashMap;
+
+use serde_json::json;
+use tonic::Status;
+
+use crate::config::CgroupDriver;
+use crate::cri::{Facts, Services};
+use crate::proto::cri::{
+    RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest,
+    StatusResponse,
+};
+
+/// kubeadm reads a sandbox image from `config.sandboxImage` and compares it with its own. None is ever pulled or run:
+/// a pod's supervisor takes its place.
+const SANDBOX_IMAGE: &str = "registry.k8s.io/pause:3.10.1";
+
+/// Handlers that a RuntimeClass may name; the empty one is the default.
+const HANDLERS: [&str; 2] = ["", "cricket"];
+
+/// See the module.
+pub async fn status(services: &Services, request: StatusRequest) -> Result<StatusResponse, Status> {
+    let facts = services.facts();
+    Ok(StatusResponse {
+        status: Some(RuntimeStatus { conditions: conditions(facts, services.is_ready()) }),
+        info: if request.verbose { info(facts) } else { HashMap::new() },
+        runtime_handlers: HANDLERS.map(handler).to_vec(),
+        features: Some(RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+    })
+}
+
+fn handler(name: &str) -> RuntimeHandler {
+    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, ..Default::default() };
+    RuntimeHandler { name: name.to_owned(), features: Some(features) }
+}
+
+fn conditions(facts: &Facts, ready: bool) -> Vec<RuntimeCondition> {
+    let starting = || ("Starting", "pods and images are being read".to_owned());
+    let runtime = (!ready).then(starting);
+    let network = match &facts.network_missing {
+        _ if !ready => Some(starting()),
+        Some(why) => Some(("NetworkMissing", why.clone())),
+        None => None,
+    };
+    vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)]
+}
+
+fn condition(name: &str, missing: Option<(&str, String)>) -> RuntimeCondition {
+    let status = missing.is_none();
+    let (reason, message) = missing.unwrap_or_default();
+    RuntimeCondition { r#type: name.to_owned(), status, reason: reason.to_owned(), message }
+}
+
+/// What a person or an installer looks for.
+fn info(facts: &Facts) -> HashMap<String, String> {
+    let config = &facts.config;
+    let node = &facts.node;
+    let config = json!({
+        "sandboxImage": SANDBOX_IMAGE,
+        "cgroupDriver": driver_name(config.cgroup_driver),
+        "root": config.root,
+        "state": config.state,
+        "registryConfigPath": config.registry_config_path,
+        "cniConfigDir": config.cni_config_dir,
+        "cniPluginDirs": config.cni_plugin_dirs,
+        "podCidrs": config.pod_cidrs,
+    });
+    let node = json!({
+        "kind": format!("{:?}", node.kind).to_lowercase(),
+        "pid": node.pid,
+        "cgroupRoot": node.cgroups.root,
+        "controllers": node.cgroups.controllers,
+        "notEnforced": node.cgroups.missing,
+    });
+    HashMap::from([("config".to_owned(), config.to_string()), ("node".to_owned(), node.to_string())])
+}
+
+fn driver_name(driver: CgroupDriver) -> &'static str {
+    match driver {
+        CgroupDriver::Cgroupfs => "cgroupfs",
+        CgroupDriver::Systemd => "systemd",
+    }
+}

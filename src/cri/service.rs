@@ -1,0 +1,71 @@
+//! The three gRPC services: each RPC is given to the handler that bears its name.
+
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Services, container, cricket, image, runtime, sandbox, status};
+use crate::proto::cri;
+use crate::proto::cricket as own;
+
+/// Implements a service: `rpc(Request) -> Answer = folder;` calls `folder::rpc(services, request)`.
+macro_rules! service {
+    ($service:path { $($rpc:ident($request:ty) -> $answer:ty = $folder:ident;)* }) => {
+        #[tonic::async_trait]
+        impl $service for Services {
+            $(async fn $rpc(&self, request: Request<$request>) -> Result<Response<$answer>, Status> {
+                finish(stringify!($rpc), $folder::$rpc(self, request.into_inner()).await)
+            })*
+        }
+    };
+}
+
+service!(cri::runtime_service_server::RuntimeService {
+    version(cri::VersionRequest) -> cri::VersionResponse = runtime;
+    status(cri::StatusRequest) -> cri::StatusResponse = runtime;
+    runtime_config(cri::RuntimeConfigRequest) -> cri::RuntimeConfigResponse = runtime;
+    update_runtime_config(cri::UpdateRuntimeConfigRequest) -> cri::UpdateRuntimeConfigResponse = runtime;
+    get_container_events(cri::GetEventsRequest) -> BoxStream<cri::ContainerEventResponse> = runtime;
+    run_pod_sandbox(cri::RunPodSandboxRequest) -> cri::RunPodSandboxResponse = sandbox;
+    stop_pod_sandbox(cri::StopPodSandboxRequest) -> cri::StopPodSandboxResponse = sandbox;
+    remove_pod_sandbox(cri::RemovePodSandboxRequest) -> cri::RemovePodSandboxResponse = sandbox;
+    pod_sandbox_status(cri::PodSandboxStatusRequest) -> cri::PodSandboxStatusResponse = sandbox;
+    list_pod_sandbox(cri::ListPodSandboxRequest) -> cri::ListPodSandboxResponse = sandbox;
+    stream_pod_sandboxes(cri::StreamPodSandboxesRequest) -> BoxStream<cri::StreamPodSandboxesResponse> = sandbox;
+    port_forward(cri::PortForwardRequest) -> cri::PortForwardResponse = sandbox;
+    create_container(cri::CreateContainerRequest) -> cri::CreateContainerResponse = container;
+    start_container(cri::StartContainerRequest) -> cri::StartContainerResponse = container;
+    stop_container(cri::StopContainerRequest) -> cri::StopContainerResponse = container;
+    remove_container(cri::RemoveContainerRequest) -> cri::RemoveContainerResponse = container;
+    container_status(cri::ContainerStatusRequest) -> cri::ContainerStatusResponse = container;
+    list_containers(cri::ListContainersRequest) -> cri::ListContainersResponse = container;
+    stream_containers(cri::StreamContainersRequest) -> BoxStream<cri::StreamContainersResponse> = container;
+    exec_sync(cri::ExecSyncRequest) -> cri::ExecSyncResponse = container;
+    exec(cri::ExecRequest) -> cri::ExecResponse = container;
+    attach(cri::AttachRequest) -> cri::AttachResponse = container;
+    reopen_container_log(cri::ReopenContainerLogRequest) -> cri::ReopenContainerLogResponse = container;
+});
+
+service!(cri::image_service_server::ImageService {
+    list_images(cri::ListImagesRequest) -> cri::ListImagesResponse = image;
+    stream_images(cri::StreamImagesRequest) -> BoxStream<cri::StreamImagesResponse> = image;
+    image_status(cri::ImageStatusRequest) -> cri::ImageStatusResponse = image;
+    pull_image(cri::PullImageRequest) -> cri::PullImageResponse = image;
+    remove_image(cri::RemoveImageRequest) -> cri::RemoveImageResponse = image;
+    image_fs_info(cri::ImageFsInfoRequest) -> cri::ImageFsInfoResponse = image;
+});
+
+service!(own::cricket_server::Cricket {
+    load_images(Streaming<own::LoadImagesRequest>) -> BoxStream<own::LoadImagesResponse> = cricket;
+    pull_image(own::PullImageRequest) -> BoxStream<own::PullImageResponse> = cricket;
+    node(own::NodeRequest) -> own::NodeResponse = cricket;
+});
+
+/// Logs how a call ended, once; a client's own mistakes only when asked for.
+fn finish<T>(rpc: &'static str, result: Result<T, Status>) -> Result<Response<T>, Status> {
+    match &result {
+        Ok(_) => tracing::trace!(rpc, "answered"),
+        Err(e) if status::is_our_fault(e.code()) => tracing::error!(rpc, code = ?e.code(), "{}", e.message()),
+        Err(e) => tracing::debug!(rpc, code = ?e.code(), "{}", e.message()),
+    }
+    result.map(Response::new)
+}

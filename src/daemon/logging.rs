@@ -1,0 +1,23 @@
+//! The daemon's log: lines to standard error, with times where no journal adds them.
+
+use tracing_subscriber::EnvFilter;
+
+/// Set by systemd where standard error is the journal.
+const JOURNAL_VARIABLE: &str = "JOURNAL_STREAM";
+
+/// Starts logging; what panics is logged too, with its place. Twice is once.
+pub fn start(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    // An error means that a subscriber is there already: the one that counts.
+    let _ = match std::env::var_os(JOURNAL_VARIABLE) {
+        Some(_) => builder.without_time().try_init(),
+        None => builder.try_init(),
+    };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let text = panic.payload_as_str().unwrap_or("no message");
+        tracing::error!(place, "panic: {text}");
+    }));
+}

@@ -1,0 +1,36 @@
+//! How the daemon is asked to end, and what it tells systemd.
+
+use std::io;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Resolves at SIGTERM, SIGINT or SIGHUP.
+pub async fn requested() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        _ = hang_up.recv() => "SIGHUP",
+    };
+    tracing::info!("{name}: stopping");
+    Ok(())
+}
+
+/// Type=notify units wait for this.
+pub fn tell_ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// So that systemd does not take the end for a crash.
+pub fn tell_stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+fn tell(state: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("systemd was not told: {error}");
+    }
+}

@@ -1,0 +1,185 @@
+//! The unix socket: 0600, ours alone, and who may speak on it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_stream::Stream;
+use tonic::transport::server::Connected;
+
+use super::DaemonError;
+
+/// Clients at once; the next one waits until one of them goes.
+const CONNECTIONS: usize = 256;
+
+/// Pause after accept failed, so that a lack of descriptors does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bound and listening; removed when dropped.
+pub struct Socket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Socket {
+    /// Binds. The lock of the root is held, but another root's daemon may have been given the same socket: a socket
+    /// on which somebody answers is left alone.
+    pub fn bind(path: &Path) -> Result<Self, DaemonError> {
+        let wrong = |problem: String| DaemonError::Socket { path: path.to_owned(), problem };
+        remove_stale(path).map_err(wrong)?;
+        // Nobody can connect between bind and a chmod; there is one thread, so the mask is nobody else's.
+        let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(path);
+        rustix::process::umask(mask);
+        let listener = listener.map_err(|e| wrong(format!("cannot listen: {e}")))?;
+        listener.set_nonblocking(true).map_err(|e| wrong(format!("cannot listen: {e}")))?;
+        Ok(Self { path: path.to_owned(), listener })
+    }
+
+    /// The connections of those who may speak here. Called inside the tokio runtime.
+    pub fn connections(&self) -> Result<impl Stream<Item = io::Result<Connection>> + Send + use<>, DaemonError> {
+        let listener = self.listener.try_clone().and_then(tokio::net::UnixListener::from_std);
+        let listener = listener.map_err(DaemonError::io("listening"))?;
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        Ok(futures_util::stream::unfold((listener, places), |(listener, places)| async move {
+            let connection = accept(&listener, &places).await;
+            Some((Ok(connection), (listener, places)))
+        }))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Removes what a daemon that was killed left behind.
+fn remove_stale(path: &Path) -> Result<(), String> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(format!("cannot be looked at: {e}")),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err("is there and is not a socket: move it away, or name another with --socket".to_owned());
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err("somebody listens there already: end it, or name another with --socket".to_owned()),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|e| format!("is left over and cannot be removed: {e}"))
+        }
+        Err(e) => Err(format!("is there and does not answer: {e}")),
+    }
+}
+
+async fn accept(listener: &tokio::net::UnixListener, places: &Arc<Semaphore>) -> Connection {
+    loop {
+        let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, _)) if may_speak(&stream) => return Connection { stream, _place: place },
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Only this user (in the node: its root) and root. Ids are seen through our user namespace, so a user who is not in
+/// the node is never taken for one who is.
+fn may_speak(stream: &tokio::net::UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused a client of another user");
+            false
+        }
+        Err(error) => {
+            tracing::warn!("refused a client: {error}");
+            false
+        }
+    }
+}
+
+/// One client; its place is free when it goes.
+pub struct Connection {
+    stream: tokio::net::UnixStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("cricket-socket-{name}-{}.sock", std::process::id()))
+    }
+
+    #[test]
+    fn a_socket_is_for_its_user_alone_and_goes_with_the_daemon() {
+        let path = path("own");
+        let socket = Socket::bind(&path).expect("bound");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        assert!(Socket::bind(&path).is_err(), "one that answers is left alone");
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_left_over_is_replaced_and_another_file_is_not() {
+        let path = path("stale");
+        drop(UnixListener::bind(&path).expect("bound"));
+        assert!(path.exists());
+        drop(Socket::bind(&path).expect("replaced"));
+        fs::write(&path, "not a socket").expect("written");
+        assert!(Socket::bind(&path).is_err());
+        assert!(path.exists());
+        fs::remove_file(path).expect("removed");
+    }
+}

@@ -1,0 +1,42 @@
+//! Opens what the services stand on, in the order in which each needs the one before.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{DaemonError, session_urls};
+use crate::cri::{Backend, Facts};
+use crate::executor::client::{Template, TemplateOptions};
+use crate::image::{ImageOptions, Images};
+use crate::pod::{Pods, PodsOptions};
+use crate::rootless::{Node, NodeKind};
+use crate::streaming;
+use crate::sys;
+
+/// Below the root.
+const IMAGES: &str = "images";
+
+/// Images, then the template, then the pods with everything that is left of them, then the streaming server.
+pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
+    let (config, node) = (&facts.config, &facts.node);
+    let images = Images::open(ImageOptions {
+        root: config.root.join(IMAGES),
+        registry_config_path: config.registry_config_path.clone(),
+        in_user_namespace: node.kind != NodeKind::Root,
+    })
+    .await?;
+    let template = Template::start(template_options(node)?).await?;
+    let options =
+        PodsOptions { config: Arc::clone(config), node: Arc::clone(node), images: images.clone(), template };
+    let pods = Pods::open(options).await?;
+    let listeners = session_urls::listeners(config.streaming_address, node)?;
+    let server = streaming::Server::start(listeners, Arc::new(pods.clone()))?;
+    sys::heap::trim();
+    let sessions = Arc::new(session_urls::Urls(server));
+    Ok(Backend { pods, images, sessions, after_large_work: sys::heap::trim })
+}
+
+fn template_options(node: &Node) -> Result<TemplateOptions, DaemonError> {
+    let duplicate = |fd: &OwnedFd| fd.as_fd().try_clone_to_owned().map_err(DaemonError::io("duplicating a namespace"));
+    let namespaces = vec![duplicate(&node.network)?, duplicate(&node.uts)?, duplicate(&node.ipc)?];
+    Ok(TemplateOptions { executable: node.executable_path(), namespaces })
+}

@@ -1,0 +1,245 @@
+//! What a forked child does to become a process of a container: libcontainer's own way in forgets the seccomp filter, the
+//! user namespace, limits and AppArmor.
+//!
+//! The order matters. While it can still see the node: settings are read, what will be written later is opened, the score
+//! is set. Then, not dumpable, it joins; from here on every path is the container's. Ids and capabilities go before the last filter,
+//! and nothing happens between that and execve but a look at the parent.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::process::Signal;
+use rustix::thread::ThreadNameSpaceType;
+
+use super::fault::{Fault, Result};
+use super::process_settings::{Process, Settings, find_program, path_of};
+use super::{credentials, requests, runtime, sandbox, seccomp, signals};
+use crate::executor::protocol;
+use crate::proto::supervisor as wire;
+use crate::proto::supervisor::from_supervisor::Message;
+use crate::proto::supervisor::reply;
+use crate::sys::{descriptors, fork};
+
+/// Exit code of a child that did not get as far as its program. Nobody reports it: the answer has said why.
+const FAILED: i32 = 126;
+/// Where the terminals of a container are made.
+const PTMX: &str = "/dev/pts/ptmx";
+/// What a program on a terminal finds where its image says nothing.
+const TERM: &str = "TERM=xterm";
+
+/// What the child is to become.
+pub struct Entry<'a> {
+    /// The command.
+    pub request: &'a wire::Exec,
+    /// Of the container.
+    pub bundle: &'a Path,
+    /// The container's first process.
+    pub target: &'a OwnedFd,
+    /// Standard streams; none: a terminal is made.
+    pub stdio: Option<&'a [OwnedFd; 3]>,
+    /// Where a [`Report`] goes; closed by execve.
+    pub report: &'a OwnedFd,
+    /// The container's filter, compiled by an earlier exec.
+    pub filter: Option<&'a OwnedFd>,
+    /// Of the container.
+    pub oom_score_adj: i32,
+    /// To see whether the supervisor lives.
+    pub supervisor: &'a OwnedFd,
+}
+
+/// What a child tells its supervisor before it is somebody else's program. On the wire each is a reply: an exec reply with
+/// the terminal's master, an empty one with a compiled filter, or an error.
+#[derive(Debug)]
+pub enum Report {
+    /// The descriptor beside it is the terminal's master.
+    Terminal,
+    /// The descriptor beside it is the compiled filter.
+    Filter,
+    /// It will not run.
+    Failed(Fault),
+}
+
+impl Report {
+    /// From the wire.
+    pub fn read(message: &wire::FromSupervisor) -> Option<Self> {
+        let Some(Message::Reply(wire::Reply { result: Some(result), .. })) = &message.message else { return None };
+        match result {
+            reply::Result::Exec(_) => Some(Self::Terminal),
+            reply::Result::Empty(_) => Some(Self::Filter),
+            reply::Result::Error(error) => Some(Self::Failed(error.clone().into())),
+            _ => None,
+        }
+    }
+
+    fn send(self, to: &OwnedFd, descriptor: Option<&OwnedFd>) -> Result<()> {
+        let result = match self {
+            Self::Terminal => reply::Result::Exec(wire::ExecReply { pid: 0 }),
+            Self::Filter => reply::Result::Empty(wire::Empty {}),
+            Self::Failed(fault) => reply::Result::Error(fault.into()),
+        };
+        let reply = Message::Reply(wire::Reply { id: 1, result: Some(result) });
+        let descriptors: Vec<_> = descriptor.iter().map(|fd| fd.as_fd()).collect();
+        protocol::send(to, &wire::FromSupervisor { message: Some(reply) }, &descriptors)
+            .map_err(Fault::because("cannot report to the supervisor"))
+    }
+}
+
+/// The child's life until its program runs. It returns only when that fails.
+pub fn enter(entry: &Entry<'_>) -> i32 {
+    if let Err(fault) = join(entry) {
+        let _ = Report::Failed(fault).send(entry.report, None);
+    }
+    FAILED
+}
+
+fn join(entry: &Entry<'_>) -> Result<()> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(Fault::io("cannot become non-dumpable"))?;
+    keep_only(entry)?;
+    let settings = Settings::read(entry.bundle)?;
+    let mut process = settings.process;
+    let capabilities = process.capabilities.take().unwrap_or_default();
+    let filter = settings.linux.seccomp.is_some().then(|| filter(entry)).transpose()?;
+    let profile = process.apparmor_profile.as_deref().map(Profile::open).transpose()?;
+    sandbox::set_oom_score(entry.oom_score_adj).map_err(Fault::io("cannot set the process's oom score"))?;
+    let last_capability = credentials::last_capability();
+    rustix::process::setsid().map_err(Fault::io("cannot start a session"))?;
+
+    let namespaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
+    rustix::thread::move_into_thread_name_spaces(entry.target.as_fd(), namespaces)
+        .map_err(Fault::io("cannot join the container's namespaces"))?;
+    let owner = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
+    set_streams(entry, owner)?;
+    credentials::set_limits(&process)?;
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(Fault::io("cannot set no_new_privs"))?;
+    }
+    let inside = rustix::process::chdir(process.cwd.as_str());
+    profile.map_or(Ok(()), Profile::apply)?;
+    credentials::narrow_bounding_set(&capabilities, last_capability)?;
+    let early = filter.as_ref().filter(|_| !process.no_new_privileges);
+    // Without no_new_privs a filter needs a capability that is about to go.
+    early.map_or(Ok(()), seccomp::Filter::install)?;
+    credentials::set_ids(&process)?;
+    credentials::set_capabilities(&capabilities)?;
+    // Some directories are only the user's, some only root's.
+    inside
+        .or_else(|_| rustix::process::chdir(process.cwd.as_str()))
+        .map_err(Fault::io(format!("cannot change to the working directory {:?}", process.cwd)))?;
+    verify_inside()?;
+    let (program, arguments, environment) = command(entry.request, &process)?;
+    signals::reset()?;
+    die_with_supervisor(entry)?;
+    descriptors::close_all_on_exec().map_err(Fault::io("cannot close descriptors"))?;
+    let late = filter.as_ref().filter(|_| process.no_new_privileges);
+    late.map_or(Ok(()), seccomp::Filter::install)?;
+    let Err(errno) = nix::unistd::execve(&program, &arguments, &environment);
+    Err(Fault::image(format!("cannot execute {program:?} in the container: {}", std::io::Error::from(errno))))
+}
+
+/// Nothing of the supervisor's comes along: the logs, pipes and sockets of the pod end here.
+fn keep_only(entry: &Entry<'_>) -> Result<()> {
+    let mut keep: Vec<RawFd> = vec![entry.target.as_raw_fd(), entry.report.as_raw_fd(), entry.supervisor.as_raw_fd()];
+    keep.extend(entry.stdio.into_iter().flatten().map(AsRawFd::as_raw_fd));
+    keep.extend(entry.filter.map(AsRawFd::as_raw_fd));
+    descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))
+}
+
+fn filter(entry: &Entry<'_>) -> Result<seccomp::Filter> {
+    if let Some(compiled) = entry.filter {
+        return seccomp::Filter::load(compiled);
+    }
+    let (filter, compiled) = seccomp::Filter::compile(entry.bundle)?;
+    Report::Filter.send(entry.report, Some(&compiled))?;
+    Ok(filter)
+}
+
+fn set_streams(entry: &Entry<'_>, owner: (Uid, Gid)) -> Result<()> {
+    let failed = "cannot set the standard streams";
+    match entry.stdio {
+        Some(stdio) => {
+            runtime::give_pipes_to(owner, stdio)?;
+            rustix::stdio::dup2_stdin(&stdio[0]).map_err(Fault::io(failed))?;
+            rustix::stdio::dup2_stdout(&stdio[1]).map_err(Fault::io(failed))?;
+            rustix::stdio::dup2_stderr(&stdio[2]).map_err(Fault::io(failed))
+        }
+        None => {
+            let terminal = make_terminal(entry, owner)?;
+            rustix::process::ioctl_tiocsctty(&terminal).map_err(Fault::io("cannot take the terminal"))?;
+            rustix::stdio::dup2_stdin(&terminal).map_err(Fault::io(failed))?;
+            rustix::stdio::dup2_stdout(&terminal).map_err(Fault::io(failed))?;
+            rustix::stdio::dup2_stderr(&terminal).map_err(Fault::io(failed))
+        }
+    }
+}
+
+/// A terminal of the container's own devpts; the master goes to the supervisor. The file is checked to be what it should
+/// be: the container can put anything there.
+fn make_terminal(entry: &Entry<'_>, (uid, _): (Uid, Gid)) -> Result<OwnedFd> {
+    let failed = "cannot make a terminal in the container";
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let master = rustix::fs::open(PTMX, flags, Mode::empty()).map_err(Fault::io(failed))?;
+    if rustix::fs::fstatfs(&master).map_err(Fault::io(failed))?.f_type as i64 != DEVPTS_MAGIC {
+        return Err(Fault::state(format!("{PTMX} of the container is not a terminal multiplexer")));
+    }
+    rustix::pty::unlockpt(&master).map_err(Fault::io(failed))?;
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
+    let terminal = rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(Fault::io(failed))?;
+    rustix::fs::fchown(&terminal, Some(uid), None).map_err(Fault::io(failed))?;
+    requests::set_size(&master, entry.request.rows, entry.request.columns).map_err(Fault::io(failed))?;
+    Report::Terminal.send(entry.report, Some(&master))?;
+    Ok(terminal)
+}
+
+/// `f_type` of a devpts.
+const DEVPTS_MAGIC: i64 = 0x1cd1;
+
+/// A working directory outside the root has a path that does not begin with a slash (SECURITY.md row 2).
+fn verify_inside() -> Result<()> {
+    match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+        _ => Err(Fault::image("the working directory is outside the container's root")),
+    }
+}
+
+fn command(request: &wire::Exec, process: &Process) -> Result<(CString, Vec<CString>, Vec<CString>)> {
+    let program = find_program(&request.command, path_of(&process.env))?;
+    let mut environment = process.env.clone();
+    if request.tty && !environment.iter().any(|variable| variable.starts_with("TERM=")) {
+        environment.push(TERM.to_owned());
+    }
+    Ok((program, runtime::c_strings(&request.command)?, runtime::c_strings(&environment)?))
+}
+
+fn die_with_supervisor(entry: &Entry<'_>) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(Fault::io("cannot bind the process's life to its supervisor's"))?;
+    if sandbox::is_dead(entry.supervisor) {
+        fork::exit_now(FAILED);
+    }
+    Ok(())
+}
+
+/// An AppArmor profile: the file is opened in the node's procfs, for the container's may be a fake (SECURITY.md row 11).
+struct Profile {
+    name: String,
+    file: File,
+}
+
+impl Profile {
+    fn open(name: &str) -> Result<Self> {
+        let open = |path: &str| File::options().write(true).open(path);
+        let file = open("/proc/thread-self/attr/apparmor/exec").or_else(|_| open("/proc/thread-self/attr/exec"));
+        Ok(Self { name: name.to_owned(), file: file.map_err(Fault::io("cannot apply an AppArmor profile here"))? })
+    }
+
+    fn apply(mut self) -> Result<()> {
+        self.file
+            .write_all(format!("exec {}", self.name).as_bytes())
+            .map_err(Fault::io(format!("cannot apply the AppArmor profile {:?}", self.name)))
+    }
+}

@@ -1,0 +1,56 @@
+//! The one large buffer of a pod's process: shared by all its logs and by the messages that it receives.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::executor::protocol::MESSAGE_LIMIT;
+use crate::sys::pages::Pages;
+
+/// Bytes read from a container at once: what a pipe holds.
+pub const READ_LENGTH: usize = 64 * 1024;
+/// Bytes of log lines written at once, at most.
+pub const WRITE_LENGTH: usize = 128 * 1024;
+
+/// How long the buffer is kept after it was last used.
+const KEEP: Duration = Duration::from_secs(1);
+
+const _: () = assert!(READ_LENGTH + WRITE_LENGTH >= MESSAGE_LIMIT);
+
+/// See the module. Make one in each supervisor, after the fork.
+#[derive(Debug)]
+pub struct Scratch {
+    pages: Pages,
+    last_use: Option<Instant>,
+}
+
+impl Scratch {
+    /// Reserves the addresses; memory follows with use.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { pages: Pages::new(READ_LENGTH + WRITE_LENGTH)?, last_use: None })
+    }
+
+    /// For `protocol::receive`: at least `MESSAGE_LIMIT` bytes.
+    pub fn message(&mut self) -> &mut [u8] {
+        self.last_use = Some(Instant::now());
+        &mut self.pages
+    }
+
+    /// Input of `READ_LENGTH` and output of `WRITE_LENGTH` bytes.
+    pub(super) fn halves(&mut self, now: Instant) -> (&mut [u8], &mut [u8]) {
+        self.last_use = Some(now);
+        self.pages.split_at_mut(READ_LENGTH)
+    }
+
+    /// When to call `give_back`; `None` when there is nothing to give.
+    pub fn give_back_at(&self) -> Option<Instant> {
+        self.last_use.map(|used| used + KEEP)
+    }
+
+    /// Gives the memory back if it was not used for a while. Harmless when called too early.
+    pub fn give_back(&mut self) {
+        if self.last_use.is_some_and(|used| used.elapsed() >= KEEP) {
+            self.pages.give_back();
+            self.last_use = None;
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What the root file system of an image must not be, looked at before the runtime mounts anything into it.
+//!
+//! The runtime mounts over /proc, /sys and /dev of the root by path. Were one of them a symbolic link, the mount, and the
+//! device nodes that follow, would land outside (SECURITY.md rows 7 and 8). Nothing else runs in the root yet, so what is
+//! seen here is what the runtime will find.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+
+use super::fault::{Fault, Result};
+
+/// Places that must be directories, or absent.
+const DIRECTORIES: &[&str] = &["proc", "sys", "dev"];
+
+/// Refuses a root that is not fit.
+pub fn check(root: impl AsFd) -> Result<()> {
+    for name in DIRECTORIES {
+        match rustix::fs::statat(&root, *name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {}
+            Err(Errno::NOENT) => {}
+            Ok(stat) => {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                return Err(Fault::image(format!(
+                    "/{name} of the image is a {kind:?} and not a directory; it is not run"
+                )));
+            }
+            Err(errno) => return Err(Fault::io(format!("cannot look at /{name} of the image"))(errno)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::proto::supervisor::ErrorKind;
+
+    #[test]
+    fn a_root_whose_mount_points_are_links_or_files_is_refused() {
+        let base = std::env::temp_dir().join(format!("cricket-preflight-{}", std::process::id()));
+        for (name, good) in [("none", true), ("directory", true), ("link", false), ("dangling", false), ("file", false)]
+        {
+            let root = base.join(name);
+            fs::create_dir_all(&root).expect("a root");
+            match name {
+                "directory" => fs::create_dir(root.join("dev")).expect("a directory"),
+                "link" => symlink("/tmp", root.join("dev")).expect("a link"),
+                "dangling" => symlink("nowhere", root.join("proc")).expect("a link"),
+                "file" => fs::write(root.join("sys"), "x").expect("a file"),
+                _ => {}
+            }
+            let checked = check(fs::File::open(&root).expect("opened"));
+            assert_eq!(checked.is_ok(), good, "{name}");
+            assert!(good || checked.expect_err("refused").kind == ErrorKind::BadImage);
+        }
+        fs::remove_dir_all(base).expect("removed");
+    }
+}

@@ -1,0 +1,217 @@
+//! rtnetlink: links, addresses and routes of one network namespace, several messages in one system call.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// Bytes of one answer of the kernel.
+const ANSWER_BYTES: usize = 32 << 10;
+
+const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+/// A netlink socket of the namespace in which it was opened.
+#[derive(Debug)]
+pub struct RouteSocket {
+    socket: Socket,
+    sequence: u32,
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+impl RouteSocket {
+    /// In the calling thread's network namespace.
+    pub fn open() -> io::Result<Self> {
+        let socket = Socket::new(NETLINK_ROUTE)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Sends all messages at once; the first error of any is the answer.
+    fn batch(&mut self, messages: Vec<(RouteNetlinkMessage, u16)>) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        let count = messages.len();
+        for (message, flags) in messages {
+            bytes.extend(self.serialize(message, flags | NLM_F_ACK));
+        }
+        self.socket.send(&bytes, 0)?;
+        let mut outcome = Ok(());
+        let mut answered = 0;
+        while answered < count {
+            for payload in self.receive()? {
+                if let NetlinkPayload::Error(error) = payload {
+                    answered += 1;
+                    if error.code.is_some() {
+                        outcome = outcome.and(Err(error.to_io()));
+                    }
+                }
+            }
+        }
+        outcome
+    }
+
+    fn serialize(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
+        let mut message = NetlinkMessage::from(message);
+        self.sequence += 1;
+        message.header.sequence_number = self.sequence;
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        // Messages in one buffer begin at multiples of four.
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn receive(&mut self) -> io::Result<Vec<NetlinkPayload<RouteNetlinkMessage>>> {
+        let mut bytes = Vec::with_capacity(ANSWER_BYTES);
+        self.socket.recv(&mut bytes, 0)?;
+        let mut rest = &bytes[..];
+        let mut payloads = Vec::new();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::deserialize(rest).map_err(io::Error::other)?;
+            let length = (message.header.length as usize).next_multiple_of(4).min(rest.len());
+            if length == 0 {
+                break;
+            }
+            payloads.push(message.payload);
+            rest = &rest[length..];
+        }
+        Ok(payloads)
+    }
+
+    /// The index of a link; none when there is no such link.
+    pub fn link_index(&mut self, name: &str) -> io::Result<Option<u32>> {
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let bytes = self.serialize(RouteNetlinkMessage::GetLink(link), 0);
+        self.socket.send(&bytes, 0)?;
+        for payload in self.receive()? {
+            match payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link.header.index)),
+                NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => return Ok(None),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+        }
+        Err(io::Error::other("the kernel did not answer"))
+    }
+
+    /// Makes the bridge unless it is there; answers its index.
+    pub fn ensure_bridge(&mut self, name: &str) -> io::Result<u32> {
+        if self.link_index(name)?.is_none() {
+            let mut link = LinkMessage::default();
+            link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+            link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+            up(&mut link);
+            self.batch(vec![(RouteNetlinkMessage::NewLink(link), CREATE)])?;
+        }
+        self.link_index(name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Adds an address without duplicate detection; that it is there already is fine.
+    pub fn add_address(&mut self, link: u32, address: IpAddr, bits: u8) -> io::Result<()> {
+        self.batch(vec![(address_message(link, address, bits), NLM_F_CREATE | NLM_F_REPLACE)])
+    }
+
+    /// A pair: one end at the bridge, the other named `inside` in `namespace`.
+    pub fn add_veth(&mut self, name: &str, bridge: u32, inside: &str, namespace: &OwnedFd) -> io::Result<()> {
+        let mut peer = LinkMessage::default();
+        peer.attributes.push(LinkAttribute::IfName(inside.to_owned()));
+        peer.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        link.attributes.push(LinkAttribute::Controller(bridge));
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        up(&mut link);
+        self.batch(vec![(RouteNetlinkMessage::NewLink(link), CREATE)])?;
+        self.hairpin(name)
+    }
+
+    /// A pod that dials its own service comes back through the port it left by.
+    fn hairpin(&mut self, name: &str) -> io::Result<()> {
+        let index = self.link_index(name)?.ok_or(io::ErrorKind::NotFound)?;
+        let mut port = LinkMessage::default();
+        port.header.index = index;
+        port.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ]));
+        self.batch(vec![(RouteNetlinkMessage::NewLink(port), 0)])
+    }
+
+    /// Brings a link up with addresses (address, prefix length, gateway of the default route).
+    pub fn configure(&mut self, name: &str, addresses: &[(IpAddr, u8, IpAddr)]) -> io::Result<()> {
+        let index = self.link_index(name)?.ok_or(io::ErrorKind::NotFound)?;
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        up(&mut link);
+        let mut messages = vec![(RouteNetlinkMessage::SetLink(link), 0)];
+        for (address, bits, _) in addresses {
+            messages.push((address_message(index, *address, *bits), CREATE));
+        }
+        for (_, _, gateway) in addresses {
+            messages.push((default_route(index, *gateway), CREATE));
+        }
+        self.batch(messages)
+    }
+
+    /// Removes a link; that there is none is fine.
+    pub fn remove_link(&mut self, name: &str) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.batch(vec![(RouteNetlinkMessage::DelLink(link), 0)]) {
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn up(link: &mut LinkMessage) {
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+}
+
+fn address_message(link: u32, address: IpAddr, bits: u8) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = bits;
+    message.header.index = link;
+    message.attributes.push(AddressAttribute::Local(address));
+    message.attributes.push(AddressAttribute::Address(address));
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+fn default_route(link: u32, gateway: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(gateway);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    let unspecified: IpAddr =
+        if gateway.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(unspecified)));
+    message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
+    message.attributes.push(RouteAttribute::Oif(link));
+    RouteNetlinkMessage::NewRoute(message)
+}

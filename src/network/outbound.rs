@@ -1,0 +1,262 @@
+//! The way out of a node that cricket made: pasta, else slirp4netns, carries packets between the node's network
+//! namespace and the host's network, without privileges.
+//!
+//! The driver is a process of its own that outlives the daemon, so connections go on over a restart. Its record,
+//! `STATE/outbound.json`, lets the next daemon find it; one task watches it and starts it again when it dies.
+//! Nothing of the host's loopback is reachable through it, and it forwards no port by itself.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::task::JoinHandle;
+
+use crate::store;
+use crate::sys::async_fd;
+
+/// Where pods find the host's resolver when pasta carries their packets: link-local, used by nothing else.
+const PASTA_RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 53);
+
+/// The node's own address behind pasta, with its gateway. Not the host's, which pasta would take by itself: the host
+/// could then not be reached from the node. The same range as slirp4netns' default.
+const PASTA_ADDRESS: (Ipv4Addr, u8, Ipv4Addr) = (Ipv4Addr::new(10, 0, 2, 100), 24, Ipv4Addr::new(10, 0, 2, 2));
+
+/// slirp4netns' own choice, below its default range 10.0.2.0/24.
+const SLIRP_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+
+/// What both drivers carry at most in one packet; larger packets make them several times as fast.
+const MTU: &str = "65520";
+
+/// Between two attempts to start a driver that dies: doubled each time, from the first to the second.
+const RESTART_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// A driver that lived for this long is started again at once.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Which program carries the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// passt's pasta.
+    Pasta,
+    /// slirp4netns.
+    Slirp4netns,
+}
+
+impl Driver {
+    const ALL: [Self; 2] = [Self::Pasta, Self::Slirp4netns];
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::Pasta => "pasta",
+            Self::Slirp4netns => "slirp4netns",
+        }
+    }
+
+    /// The network namespace is the driver's standard input, so that no path and no process id is needed.
+    fn arguments(self) -> Vec<String> {
+        const NAMESPACE: &str = "/proc/self/fd/0";
+        let (address, bits, gateway) = PASTA_ADDRESS;
+        let text = match self {
+            Self::Pasta => format!(
+                "--foreground --quiet --config-net --ns-ifname tap0 --address {address} --netmask {bits} --gateway {gateway} --netns {NAMESPACE} --netns-only --runas 0 --mtu {MTU} \
+                 --no-map-gw --tcp-ports none --udp-ports none --tcp-ns none --udp-ns none --dns-forward {PASTA_RESOLVER}"
+            ),
+            Self::Slirp4netns => format!(
+                "--configure --mtu={MTU} --disable-host-loopback --enable-ipv6 --netns-type=path {NAMESPACE} tap0"
+            ),
+        };
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// The address at which pods reach the host's resolver.
+    pub fn resolver(self) -> IpAddr {
+        match self {
+            Self::Pasta => PASTA_RESOLVER.into(),
+            Self::Slirp4netns => SLIRP_RESOLVER.into(),
+        }
+    }
+
+    /// The first that is installed.
+    pub fn installed() -> Option<Self> {
+        let path = std::env::var_os("PATH")?;
+        let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        Self::ALL.into_iter().find(|d| directories.iter().any(|dir| dir.join(d.program()).is_file()))
+    }
+}
+
+/// `STATE/outbound.json`. The start time tells the driver from a later process of the same number.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    driver: Driver,
+    pid: i32,
+    /// In clock ticks since boot, field 22 of /proc/PID/stat.
+    start_time: u64,
+}
+
+const RECORD_VERSION: u32 = 1;
+
+fn record_path(state: &Path) -> PathBuf {
+    state.join("outbound.json")
+}
+
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A pidfd of the recorded driver, if it is the one that was recorded and lives.
+fn living(record: &Record) -> Option<OwnedFd> {
+    let pidfd = rustix::process::pidfd_open(Pid::from_raw(record.pid)?, PidfdFlags::NONBLOCK).ok()?;
+    (start_time(record.pid) == Some(record.start_time)).then_some(pidfd)
+}
+
+/// Why there is no way out.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboundError {
+    /// Neither driver is there.
+    #[error(
+        "pods reach only each other: neither pasta nor slirp4netns is installed (Debian, Ubuntu: apt install passt)"
+    )]
+    NotInstalled,
+    /// The driver cannot be started.
+    #[error("cannot start {program}: {source}")]
+    Start {
+        /// The driver's program.
+        program: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Watches the driver; dropping it leaves the driver running.
+#[derive(Debug)]
+pub struct Outbound {
+    driver: Driver,
+    watch: JoinHandle<()>,
+}
+
+impl Drop for Outbound {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl Outbound {
+    /// Finds the driver that runs, or starts one that joins `network` (a network namespace). The caller is in the
+    /// host's network namespace and in the user namespace that owns `network`. Without `wanted` it is the first driver
+    /// that is installed.
+    pub async fn ensure(state: &Path, network: OwnedFd, wanted: Option<Driver>) -> Result<Self, OutboundError> {
+        let network = Arc::new(network);
+        let found = store::read::<Record>(&record_path(state)).ok();
+        let (driver, pidfd) = match found.as_ref().and_then(|r| Some((r.driver, living(r)?))) {
+            Some(running) => running,
+            None => {
+                let driver = wanted.or_else(Driver::installed).ok_or(OutboundError::NotInstalled)?;
+                let started = start(driver, state, &network);
+                (driver, started.map_err(|source| OutboundError::Start { program: driver.program(), source })?)
+            }
+        };
+        let state = state.to_owned();
+        let watch = tokio::spawn(async move { watch(driver, &state, &network, pidfd).await });
+        Ok(Self { driver, watch })
+    }
+
+    /// Which driver it is.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// Ends the driver that is recorded under `state`, if one runs. For `cricket stop`.
+    pub fn stop(state: &Path) {
+        if let Ok(record) = store::read::<Record>(&record_path(state)) {
+            if let Some(pidfd) = living(&record) {
+                let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::TERM);
+            }
+            let _ = store::remove(&record_path(state));
+        }
+    }
+}
+
+fn start(driver: Driver, state: &Path, network: &OwnedFd) -> io::Result<OwnedFd> {
+    let log = File::create(state.join("outbound.log"))?;
+    let child = Command::new(driver.program())
+        .args(driver.arguments())
+        .stdin(Stdio::from(network.try_clone()?))
+        .stdout(Stdio::from(log.try_clone()?))
+        .stderr(Stdio::from(log))
+        .process_group(0)
+        .spawn()?;
+    let pid = child.id() as i32;
+    let pidfd =
+        rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::NONBLOCK)?;
+    let start_time = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
+    let record = Record { version: RECORD_VERSION, driver, pid, start_time };
+    store::write(&record_path(state), &record).map_err(io::Error::other)?;
+    Ok(pidfd)
+}
+
+async fn watch(driver: Driver, state: &Path, network: &OwnedFd, first: OwnedFd) {
+    let mut pidfd = Some(first);
+    let mut delay = RESTART_DELAYS.0;
+    loop {
+        let since = std::time::Instant::now();
+        if let Some(pidfd) = pidfd.take() {
+            ended(pidfd).await;
+            tracing::warn!(
+                driver = driver.program(),
+                "the way out has died and is started again; connections through it are lost"
+            );
+        }
+        if since.elapsed() >= STEADY {
+            delay = RESTART_DELAYS.0;
+        }
+        // A driver that dies at once must not be started in a loop.
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(RESTART_DELAYS.1);
+        match start(driver, state, network) {
+            Ok(started) => pidfd = Some(started),
+            Err(error) => tracing::warn!(%error, driver = driver.program(), "the way out cannot be started"),
+        }
+    }
+}
+
+async fn ended(pidfd: OwnedFd) {
+    if let Ok(pidfd) = async_fd::register(pidfd, Interest::READABLE) {
+        let _ = pidfd.readable().await;
+        // Collects the status of a driver that this daemon started; one of an earlier daemon is somebody else's child.
+        let id = WaitId::PidFd(pidfd.get_ref().as_fd());
+        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_another_process_with_the_same_number_is_not_the_driver() {
+        let pid = std::process::id() as i32;
+        let time = start_time(pid).expect("this process has a start time");
+        let record = |start_time| Record { version: RECORD_VERSION, driver: Driver::Pasta, pid, start_time };
+        assert!(living(&record(time)).is_some());
+        assert!(living(&record(time + 1)).is_none());
+    }
+
+    #[test]
+    fn no_driver_forwards_ports_or_shows_the_hosts_loopback() {
+        let pasta = Driver::Pasta.arguments().join(" ");
+        assert!(pasta.contains("--no-map-gw") && pasta.contains("--tcp-ns none") && pasta.contains("--udp-ns none"));
+        assert!(Driver::Slirp4netns.arguments().contains(&"--disable-host-loopback".to_owned()));
+    }
+}

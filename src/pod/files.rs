@@ -1,0 +1,92 @@
+//! The pod's own files, below its run-time directory and bound into each container: resolv.conf, hostname, hosts.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::pod::error::{PodError, quoted};
+use crate::pod::paths;
+use crate::proto::cri;
+
+/// Largest resolv.conf or hosts of the node that is copied.
+const COPY_LIMIT_BYTES: u64 = 1 << 20;
+/// Longest line of a DNS configuration.
+const WORD_LIMIT_BYTES: usize = 1024;
+
+/// A directory that nobody else may enter.
+pub(crate) fn private_directory(path: &Path) -> Result<(), PodError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|e| PodError::io(format_args!("create the directory {}", path.display()), &e))
+}
+
+/// Writes all three.
+pub(crate) fn write(
+    directory: &Path,
+    config: &cri::PodSandboxConfig,
+    hostname: &str,
+    node_network: bool,
+) -> Result<(), PodError> {
+    let resolver = match &config.dns_config {
+        Some(dns) if *dns != cri::DnsConfig::default() => resolv_conf(dns)?,
+        _ => copy("/etc/resolv.conf"),
+    };
+    let hosts = if node_network { copy("/etc/hosts") } else { hosts(hostname) };
+    put(&directory.join("resolv.conf"), &resolver)?;
+    put(&directory.join("hostname"), &format!("{hostname}\n"))?;
+    put(&directory.join("hosts"), &hosts)
+}
+
+fn put(path: &Path, text: &str) -> Result<(), PodError> {
+    let options = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).to_owned();
+    let written = options.open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|e| PodError::io(format_args!("write {}", path.display()), &e))
+}
+
+/// The node's own file is often a link (systemd-resolved); a missing or endless one counts as empty.
+fn copy(path: &str) -> String {
+    let real = fs::canonicalize(path).ok();
+    let bytes = real.and_then(|real| paths::read_on_node(&real, COPY_LIMIT_BYTES).ok()).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn hosts(hostname: &str) -> String {
+    let own = if hostname.is_empty() { String::new() } else { format!("127.0.1.1\t{hostname}\n") };
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
+}
+
+fn resolv_conf(dns: &cri::DnsConfig) -> Result<String, PodError> {
+    for word in dns.servers.iter().chain(&dns.searches).chain(&dns.options) {
+        if word.is_empty() || word.len() > WORD_LIMIT_BYTES || word.contains(|c: char| c.is_control()) {
+            return Err(PodError::invalid(format!("the DNS configuration holds {:?}", quoted(word))));
+        }
+    }
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
+    }
+    text.extend(dns.servers.iter().map(|server| format!("nameserver {server}\n")));
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dns_configuration_becomes_a_resolv_conf() {
+        let list = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect();
+        let dns = cri::DnsConfig {
+            servers: list(&["10.0.0.10", "::1"]),
+            searches: list(&["a.local", "b.local"]),
+            options: list(&["ndots:5"]),
+        };
+        let expected = "search a.local b.local\nnameserver 10.0.0.10\nnameserver ::1\noptions ndots:5\n";
+        assert_eq!(resolv_conf(&dns).expect("a text"), expected);
+        let hostile = cri::DnsConfig { servers: list(&["1.1.1.1\nnameserver 6.6.6.6"]), ..Default::default() };
+        assert!(resolv_conf(&hostile).is_err());
+    }
+}

@@ -1,0 +1,260 @@
+//! The mounts of a container: what every container has, the pod's own files, and what the request asks for, ordered by
+//! destination so that nothing hides what is to be mounted below it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::pod::error::{PodError, quoted};
+use crate::pod::paths;
+use crate::pod::spec::{Container, oci};
+use crate::proto::{cri, supervisor as wire};
+
+/// Most mounts of a request; a kubelet sends a few dozen.
+const MOUNT_LIMIT: usize = 4096;
+/// Group of terminals, by convention.
+const TTY_GROUP: u32 = 5;
+
+/// What a container gets mounted.
+#[derive(Debug)]
+pub(crate) struct Mounts {
+    pub(crate) list: Vec<oci::Mount>,
+    /// For the supervisor: libcontainer ignores the propagation of single mounts.
+    pub(crate) propagations: Vec<wire::Propagation>,
+}
+
+impl Mounts {
+    /// Whether a mount inside is to be seen outside, for which the root has to be shared as well.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.propagations.iter().any(|p| p.mode == "shared")
+    }
+}
+
+/// Everything, ordered.
+pub(crate) fn resolve(container: &Container<'_>) -> Result<Mounts, PodError> {
+    if container.config.mounts.len() > MOUNT_LIMIT {
+        return Err(PodError::invalid(format!("more than {MOUNT_LIMIT} mounts")));
+    }
+    let mut list = base(container);
+    list.extend(own_files(container));
+    let (mut wishes, mut propagations) = (Vec::new(), Vec::new());
+    for wish in &container.config.mounts {
+        let mount = bind(wish)?;
+        // The request's mount takes the place of ours, and of what ours has below it.
+        list.retain(|ours| !ours.destination().starts_with(mount.destination()));
+        propagations.extend(propagation(wish, mount.destination()));
+        wishes.push(mount);
+    }
+    list.extend(wishes);
+    list.sort_by_key(|mount| mount.destination().components().count());
+    Ok(Mounts { list, propagations })
+}
+
+fn mount(destination: &str, kind: &str, source: impl Into<PathBuf>, options: &[&str]) -> oci::Mount {
+    let mut mount = oci::Mount::default();
+    mount
+        .set_destination(destination.into())
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(source.into()))
+        .set_options(Some(options.iter().map(|o| (*o).to_owned()).collect()));
+    mount
+}
+
+/// A file system of a namespace that is the node's cannot be mounted afresh in a user namespace: it is bound.
+fn base(container: &Container<'_>) -> Vec<oci::Mount> {
+    let writable = if container.security().privileged { "rw" } else { "ro" };
+    let recursive = if container.security().privileged { "rw" } else { "rro" };
+    let modes = container.modes;
+    let proc = match modes.pid {
+        wire::NamespaceMode::Node => mount("/proc", "bind", "/proc", &["rbind", "nosuid", "noexec", "nodev"]),
+        _ => mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+    };
+    let sys = match modes.network {
+        wire::NamespaceMode::Node => {
+            mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", writable, recursive])
+        }
+        _ => mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", writable]),
+    };
+    let mut terminals = mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666"]);
+    let options = terminals.options_mut().get_or_insert_default();
+    options.push("mode=0620".to_owned());
+    options.extend(container.facts.maps_group(TTY_GROUP).then(|| format!("gid={TTY_GROUP}")));
+    let (queues, memory) = match modes.ipc {
+        wire::NamespaceMode::Node => (
+            mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"]),
+            mount("/dev/shm", "bind", "/dev/shm", &["rbind", "nosuid", "noexec", "nodev"]),
+        ),
+        _ => (
+            mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+            mount("/dev/shm", "bind", container.state_dir.join("shm"), &["rbind", "nosuid", "noexec", "nodev"]),
+        ),
+    };
+    let mut list = vec![
+        proc,
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        terminals,
+        memory,
+        sys,
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", writable]),
+    ];
+    if modes.ipc != wire::NamespaceMode::Node || Path::new("/dev/mqueue").is_dir() {
+        list.push(queues);
+    }
+    list
+}
+
+/// resolv.conf, hostname and hosts: bound from the pod's directory, never written into the image (SECURITY row 12).
+fn own_files(container: &Container<'_>) -> Vec<oci::Mount> {
+    let writable = if container.security().readonly_rootfs { "ro" } else { "rw" };
+    let file = |name: &str| {
+        let source = container.state_dir.join(name);
+        mount(&format!("/etc/{name}"), "bind", source, &["rbind", "nosuid", "noexec", "nodev", writable])
+    };
+    ["resolv.conf", "hostname", "hosts"].map(file).into()
+}
+
+fn bind(wish: &cri::Mount) -> Result<oci::Mount, PodError> {
+    let destination = destination(&wish.container_path)?;
+    let whom = destination.display();
+    if wish.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
+        return Err(PodError::unimplemented(format!(
+            "ImageVolumeMountFailed: the mount at {whom} is of an image, which is not there yet"
+        )));
+    }
+    if !wish.uid_mappings.is_empty() || !wish.gid_mappings.is_empty() {
+        return Err(PodError::unimplemented(format!("the mount at {whom} maps ids, which is not there yet")));
+    }
+    let mut options = vec!["rbind"];
+    if wish.recursive_read_only {
+        let private = wish.propagation() == cri::MountPropagation::PropagationPrivate;
+        if !wish.readonly || !private {
+            return Err(PodError::invalid(format!(
+                "RROUnsupported: the mount at {whom} is recursively read-only, so it must be readonly and private too"
+            )));
+        }
+        options.extend(["ro", "rro"]);
+    } else {
+        options.push(if wish.readonly { "ro" } else { "rw" });
+    }
+    let source = source(&wish.host_path, &destination)?;
+    Ok(mount(destination.to_str().expect("made of a text"), "bind", source, &options))
+}
+
+fn destination(path: &str) -> Result<PathBuf, PodError> {
+    // CRI-speaking clients send relative destinations now and then; they are meant from the root.
+    let absolute = if path.starts_with('/') || path.is_empty() { path.to_owned() } else { format!("/{path}") };
+    let clean = paths::inside("the mount destination", &absolute)?;
+    if clean == Path::new("/") || absolute.split('/').any(|part| part == "..") {
+        return Err(PodError::invalid(format!("nothing can be mounted at {:?}", quoted(path))));
+    }
+    Ok(clean)
+}
+
+/// The real path of the source: links are followed, and a directory is made where there is nothing.
+fn source(path: &str, destination: &Path) -> Result<PathBuf, PodError> {
+    let clean = paths::on_node(&format!("the source of the mount at {}", destination.display()), path)?;
+    let refused = |error: std::io::Error| {
+        PodError::precondition(format!(
+            "the source {} of the mount at {} cannot be used: {error}",
+            clean.display(),
+            destination.display()
+        ))
+    };
+    match fs::canonicalize(&clean) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            fs::create_dir_all(&clean).map_err(refused)?;
+            fs::canonicalize(&clean).map_err(refused)
+        }
+        other => other.map_err(refused),
+    }
+}
+
+fn propagation(wish: &cri::Mount, destination: &Path) -> Option<wire::Propagation> {
+    let mode = match wish.propagation() {
+        cri::MountPropagation::PropagationPrivate => return None,
+        cri::MountPropagation::PropagationHostToContainer => "slave",
+        cri::MountPropagation::PropagationBidirectional => "shared",
+    };
+    Some(wire::Propagation { destination: destination.display().to_string(), mode: mode.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::spec::tests::Fixture;
+
+    fn wish(container_path: &str, host_path: &str) -> cri::Mount {
+        cri::Mount { container_path: container_path.into(), host_path: host_path.into(), ..Default::default() }
+    }
+
+    fn destinations(mounts: &Mounts) -> Vec<String> {
+        mounts.list.iter().map(|m| m.destination().display().to_string()).collect()
+    }
+
+    #[test]
+    fn mounts_are_ordered_by_depth_and_the_requests_take_the_place_of_ours() {
+        let mut fixture = Fixture::default();
+        fixture.config.mounts =
+            vec![wish("/data/a/b", "/tmp"), wish("/data", "/tmp"), wish("/etc/hosts", "/etc/hosts")];
+        let mounts = resolve(&fixture.container()).expect("mounts");
+        let list = destinations(&mounts);
+        let at = |path: &str| list.iter().position(|d| d == path).expect("there");
+        assert!(at("/data") < at("/data/a/b") && at("/dev") < at("/dev/shm") && at("/sys") < at("/sys/fs/cgroup"));
+        assert_eq!(list.iter().filter(|d| *d == "/etc/hosts").count(), 1);
+    }
+
+    #[test]
+    fn a_mount_over_dev_replaces_all_of_ours_below_it() {
+        let mut fixture = Fixture::default();
+        fixture.config.mounts = vec![wish("/dev", "/dev")];
+        let list = destinations(&resolve(&fixture.container()).expect("mounts"));
+        assert_eq!(list.iter().filter(|d| d.starts_with("/dev")).count(), 1, "{list:?}");
+    }
+
+    #[test]
+    fn read_only_and_propagation_become_what_they_mean() {
+        let mut fixture = Fixture::default();
+        let mut slave = wish("/slave", "/tmp");
+        slave.set_propagation(cri::MountPropagation::PropagationHostToContainer);
+        let mut recursive = wish("/recursive", "/tmp");
+        (recursive.readonly, recursive.recursive_read_only) = (true, true);
+        fixture.config.mounts = vec![slave, recursive];
+        let mounts = resolve(&fixture.container()).expect("mounts");
+        assert_eq!(mounts.propagations[0].mode, "slave");
+        assert!(!mounts.is_shared());
+        let found = mounts.list.iter().find(|m| m.destination() == Path::new("/recursive")).expect("there");
+        assert_eq!(found.options().as_ref().expect("options"), &["rbind", "ro", "rro"]);
+    }
+
+    #[test]
+    fn bad_mounts_are_refused_by_name() {
+        let mut writable = wish("/data", "/tmp");
+        writable.recursive_read_only = true;
+        let through_a_file = wish("/data", "/etc/passwd/x");
+        for bad in [
+            wish("", "/tmp"),
+            wish("/", "/tmp"),
+            wish("/a/../..", "/tmp"),
+            wish("/data", ""),
+            wish("/data", "relative"),
+            wish("/data", "/tmp/../etc"),
+            writable,
+            through_a_file,
+        ] {
+            let mut fixture = Fixture::default();
+            fixture.config.mounts = vec![bad.clone()];
+            assert!(resolve(&fixture.container()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_source_is_made_and_a_link_is_followed() {
+        let dir = std::env::temp_dir().join(format!("cricket-mounts-{}", std::process::id()));
+        let (missing, link) = (dir.join("missing/deep"), dir.join("link"));
+        fs::create_dir_all(&dir).expect("a directory");
+        std::os::unix::fs::symlink(&missing, &link).expect("a link");
+        let made = source(missing.to_str().expect("a text"), Path::new("/x")).expect("a source");
+        assert!(made.is_dir());
+        assert_eq!(source(link.to_str().expect("a text"), Path::new("/x")).expect("a source"), made);
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+}

@@ -1,0 +1,208 @@
+//! The domain's start: what is on disk and what still runs become one picture. Nothing is wiped to get there: what
+//! cannot be understood is set aside, what is half made is removed, what runs unknown is ended.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::executor::client::Supervisor;
+use crate::pod::context::{Context, blocking, whom_container};
+use crate::pod::driver::{Driver, REQUEST_BACKLOG};
+use crate::pod::error::PodError;
+use crate::pod::member::{Member, exit_on_disk};
+use crate::pod::name::{Answered, ContainerName, PodName};
+use crate::pod::record::{self, ContainerRecord, PodRecord, ProcessRecord};
+use crate::pod::table::PodSlot;
+use crate::pod::{files, paths, sandbox};
+use crate::proto::supervisor as wire;
+use crate::proto::supervisor::request::Op;
+use crate::store::{self, ContainerId, PodId};
+
+/// Pods that are looked at side by side.
+const PARALLEL: usize = 16;
+
+/// What one pod's directory holds.
+struct Found {
+    pod: PodRecord,
+    name: PodName,
+    containers: Vec<(ContainerName, ContainerRecord)>,
+}
+
+/// Fills the table.
+pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
+    let scanned = {
+        let context = Arc::clone(context);
+        blocking(move || scan(&context)).await?
+    };
+    let known: HashSet<PodId> = scanned.iter().map(|f| f.pod.id.clone()).collect();
+    end_unknown(context, &known).await?;
+    let keep = scanned.iter().flat_map(|f| &f.containers).map(|(_, c)| c.id.to_string()).collect();
+    context.images.retain_snapshots(&keep).await?;
+    let mut rest = scanned.into_iter();
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        while tasks.len() < PARALLEL
+            && let Some(found) = rest.next()
+        {
+            tasks.spawn(revive(Arc::clone(context), found));
+        }
+        match tasks.join_next().await {
+            None => return Ok(()),
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::error!(%error, "a pod was not recovered because of a defect"),
+        }
+    }
+}
+
+fn ids<T: std::str::FromStr>(directory: &Path) -> Result<Vec<T>, PodError> {
+    let listed = match fs::read_dir(directory) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|e| PodError::io(format_args!("list {}", directory.display()), &e))?,
+    };
+    Ok(listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn scan(context: &Context) -> Result<Vec<Found>, PodError> {
+    let [pods, state, _] = context.layout.roots();
+    files::private_directory(pods)?;
+    files::private_directory(state)?;
+    let mut found = Vec::new();
+    for id in ids::<PodId>(pods)? {
+        match scan_pod(context, &id) {
+            Ok(Some(pod)) => found.push(pod),
+            Ok(None) => {
+                tracing::info!(pod = %id, "a pod that was never up is removed");
+                paths::remove_tree(&context.layout.pod(&id))?;
+            }
+            Err(error) => match context.layout.set_aside(&id) {
+                Ok(place) => tracing::error!(pod = %id, %error, place = %place.display(), "a pod is set aside"),
+                Err(aside) => tracing::error!(pod = %id, %error, %aside, "a pod is left out"),
+            },
+        }
+    }
+    Ok(found)
+}
+
+fn scan_pod(context: &Context, id: &PodId) -> Result<Option<Found>, PodError> {
+    let Some(pod) = record::read::<PodRecord>(&context.layout.pod_record(id))? else { return Ok(None) };
+    if pod.id != *id {
+        return Err(PodError::internal("the record is another pod's"));
+    }
+    let name = PodName::of(&pod.config)?;
+    let mut containers = Vec::new();
+    for container in ids::<ContainerId>(&context.layout.pod(id).join("containers"))? {
+        match record::read::<ContainerRecord>(&context.layout.container_record(id, &container)) {
+            Ok(Some(record)) => containers.push((ContainerName::of(&record.config)?, record)),
+            Ok(None) => {
+                tracing::info!(container = %container, "a container that was never made is removed");
+                paths::remove_tree(&context.layout.container(id, &container))?;
+            }
+            Err(error) => {
+                let place = context.layout.container(id, &container).with_extension("unreadable");
+                tracing::error!(container = %container, %error, place = %place.display(), "a container is set aside");
+                let _ = fs::rename(context.layout.container(id, &container), place);
+            }
+        }
+    }
+    Ok(Some(Found { pod, name, containers }))
+}
+
+/// Pods at run time without a record: their creation was cut short, or the record was set aside.
+async fn end_unknown(context: &Arc<Context>, known: &HashSet<PodId>) -> Result<(), PodError> {
+    let [_, state, _] = context.layout.roots();
+    for id in ids::<PodId>(state)?.into_iter().filter(|id| !known.contains(id)) {
+        let directory = context.layout.pod_state(&id);
+        if let Ok((supervisor, hello)) = Supervisor::connect(&directory).await {
+            tracing::warn!(pod = %id, pid = hello.pid, "a supervisor without a record is ended");
+            let _ = supervisor.call(Op::Shutdown(wire::Shutdown { grace_ms: 0 })).await;
+        }
+        blocking(move || paths::remove_tree(&directory)).await?;
+    }
+    Ok(())
+}
+
+/// Brings one pod back to view, with its supervisor if that lives.
+async fn revive(context: Arc<Context>, found: Found) {
+    let id = found.pod.id.clone();
+    let mut supervisor = None;
+    let mut states = HashMap::new();
+    if !found.pod.stopped && found.pod.supervisor.boot_id == context.facts.boot_id {
+        match Supervisor::connect(&context.layout.pod_state(&id)).await {
+            Ok((connection, hello)) => {
+                let known: HashSet<String> = found.containers.iter().map(|(_, c)| c.id.to_string()).collect();
+                end_unknown_containers(&connection, &hello, &known).await;
+                states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
+                supervisor = Some(connection);
+            }
+            Err(error) => tracing::error!(pod = %id, %error, "the pod's supervisor is gone"),
+        }
+    }
+    if supervisor.is_none() {
+        let result = end_dead(&context, &found).await;
+        if let Err(error) = result {
+            tracing::warn!(pod = %id, %error, "what a dead pod left was not wholly ended");
+        }
+    }
+    let members = members(&context, found.containers, states);
+    let (requests, inbox) = mpsc::channel(REQUEST_BACKLOG);
+    let (_, outcome) = watch::channel(Some(Ok(())));
+    let answered = Answered::found(context.layout.pod(&id).join("answered"));
+    let slot = Arc::new(PodSlot::new(id, found.name.clone(), requests, outcome, answered));
+    let (slot, new) = context.table.find_or_insert(&found.name, || slot);
+    if !new {
+        tracing::error!(pod = %found.pod.id, other = %slot.id, "two pods have one name: this one is left out");
+        return;
+    }
+    let driver = Driver::new(context, slot, found.pod, supervisor, members);
+    tokio::spawn(driver.run(inbox));
+}
+
+/// Containers that the supervisor made and nobody wrote down: their caller never got an answer.
+async fn end_unknown_containers(supervisor: &Supervisor, hello: &wire::HelloReply, known: &HashSet<String>) {
+    for state in hello.containers.iter().filter(|s| !known.contains(&s.container_id)) {
+        tracing::warn!(container = state.container_id, "a container without a record is ended");
+        let container_id = state.container_id.clone();
+        let kill = wire::SignalContainer { container_id: container_id.clone(), signal: libc::SIGKILL, all: true };
+        let _ = supervisor.call(Op::SignalContainer(kill)).await;
+        // Refused until it has ended; then it goes with the pod.
+        let _ = supervisor.call(Op::RemoveContainer(wire::RemoveContainer { container_id })).await;
+    }
+}
+
+async fn end_dead(context: &Arc<Context>, found: &Found) -> Result<(), PodError> {
+    sandbox::end_supervisor(context, &found.pod, None).await;
+    let containers: Vec<_> = found.containers.iter().map(|(_, c)| Arc::new(c.clone())).collect();
+    let (boot_id, path) = (context.facts.boot_id.clone(), context.layout.pod_record(&found.pod.id));
+    let stopped = PodRecord { stopped: true, ..found.pod.clone() };
+    let written = found.pod.stopped;
+    blocking(move || {
+        let same_boot = |process: &ProcessRecord| process.boot_id == boot_id;
+        let of_this_boot: Vec<_> = containers.into_iter().filter(|c| same_boot(&c.process)).collect();
+        sandbox::kill_rest(&of_this_boot, &boot_id);
+        if written { Ok(()) } else { Ok(store::write(&path, &stopped)?) }
+    })
+    .await
+}
+
+fn members(
+    context: &Context,
+    containers: Vec<(ContainerName, ContainerRecord)>,
+    mut states: HashMap<String, wire::ContainerState>,
+) -> BTreeMap<ContainerId, Member> {
+    let revive = |(name, record): (ContainerName, ContainerRecord)| {
+        let (id, pod) = (record.id.clone(), record.pod.clone());
+        let whom = whom_container(&Default::default(), &record.config);
+        let answered = Answered::found(context.layout.container(&pod, &id).join("answered"));
+        let state = states.remove(id.as_str());
+        let exit = state.is_none().then(|| exit_on_disk(&context.layout, &record));
+        let mut member = Member::found(name, whom, answered, record, state);
+        if let Some(exit) = exit {
+            member.exited(exit);
+        }
+        (id, member)
+    };
+    containers.into_iter().map(revive).collect()
+}

@@ -1,0 +1,92 @@
+//! `STATE/node.json`: which process holds the namespaces of a node that we made, and which namespaces these are.
+//!
+//! ```json
+//! {"version": 1, "process": {"pid": 71, "start_time": 4242},
+//!  "namespaces": {"user": 4026532281, "mount": 4026532282, ...}, "cgroup": "/sys/fs/cgroup/user.slice/.../x.service"}
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::{self, RecordError};
+use crate::sys::namespace::Namespace;
+use crate::sys::process::{ProcessId, all_pids};
+
+const FILE: &str = "node.json";
+const VERSION: u32 = 1;
+
+/// See the module's header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    version: u32,
+    /// The node process.
+    pub process: ProcessId,
+    /// Inodes of the node's namespaces.
+    pub namespaces: BTreeMap<Namespace, u64>,
+    /// The cgroup that was delegated to us, as the host sees it; the node's cgroup namespace begins there.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl NodeRecord {
+    /// Of this process and its namespaces.
+    pub fn own(cgroup: Option<PathBuf>) -> io::Result<Self> {
+        let process = ProcessId::own()?;
+        let namespaces = Namespace::ALL
+            .into_iter()
+            .map(|kind| Ok((kind, kind.inode_of(process.pid)?)))
+            .collect::<io::Result<_>>()?;
+        Ok(Self { version: VERSION, process, namespaces, cgroup })
+    }
+
+    /// What stands in `state`; none where no node was made, or by a newer cricket.
+    pub fn read(state: &Path) -> Result<Option<Self>, RecordError> {
+        match store::read::<Self>(&state.join(FILE)) {
+            Ok(record) => Ok((record.version == VERSION).then_some(record)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes it to `state`.
+    pub fn write(&self, state: &Path) -> Result<(), RecordError> {
+        store::write(&state.join(FILE), self)
+    }
+
+    /// Removes the record of `state`.
+    pub fn remove(state: &Path) -> Result<(), RecordError> {
+        store::remove(&state.join(FILE))
+    }
+
+    /// Whether the node process lives and holds what the record says.
+    pub fn is_live(&self) -> bool {
+        let user = Namespace::User;
+        self.process.is_alive() && user.inode_of(self.process.pid).ok().as_ref() == self.namespaces.get(&user)
+    }
+
+    /// Processes, other than this one, in the node's user namespace.
+    pub fn members(&self) -> io::Result<Vec<ProcessId>> {
+        let Some(wanted) = self.namespaces.get(&Namespace::User) else { return Ok(Vec::new()) };
+        let own = std::process::id() as i32;
+        Ok(all_pids()?
+            .filter(|pid| *pid != own && Namespace::User.inode_of(*pid).is_ok_and(|found| found == *wanted))
+            .filter_map(|pid| ProcessId::of(pid).ok())
+            .collect())
+    }
+
+    /// Where those of the node's namespaces can be opened that a process is in still; for a node whose own process
+    /// is gone.
+    pub fn survivors(&self) -> io::Result<BTreeMap<Namespace, PathBuf>> {
+        let mut found = BTreeMap::new();
+        for member in self.members()? {
+            for (kind, wanted) in &self.namespaces {
+                if kind.inode_of(member.pid).is_ok_and(|inode| inode == *wanted) {
+                    found.entry(*kind).or_insert_with(|| kind.path_of(member.pid));
+                }
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,185 @@
+//! Processes of others: identity that survives the reuse of a pid, and ending them with a deadline.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// A process, told from a later one with the same number by the time at which it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its number in this PID namespace.
+    pub pid: i32,
+    /// In clock ticks since the machine's boot.
+    pub start_time: u64,
+}
+
+impl ProcessId {
+    /// Of this process.
+    pub fn own() -> io::Result<Self> {
+        Self::of(rustix::process::getpid().as_raw_nonzero().get())
+    }
+
+    /// Of the process that has the number `pid` now.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (state, start_time) = parse_stat(&stat)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is malformed")))?;
+        match state {
+            'Z' | 'X' => Err(io::Error::from(io::ErrorKind::NotFound)),
+            _ => Ok(Self { pid, start_time }),
+        }
+    }
+
+    /// Whether it runs still (a zombie does not).
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_ok_and(|now| now == *self)
+    }
+
+    /// A descriptor that is this process for ever; none when it is gone.
+    pub fn open(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            // The number may have been taken by another process before the descriptor was opened.
+            Ok(fd) => Ok(self.is_alive().then_some(fd)),
+            Err(rustix::io::Errno::SRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks it to end (SIGTERM) and makes it end (SIGKILL) when it has not after `patience`. Returns whether it was
+    /// there; when this returns without an error it is gone.
+    pub fn end(&self, patience: Duration) -> io::Result<bool> {
+        let Some(fd) = self.open()? else { return Ok(false) };
+        for (signal, patience) in [(Signal::TERM, patience), (Signal::KILL, KILL_PATIENCE)] {
+            match pidfd_send_signal(&fd, signal) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::SRCH) => return Ok(true),
+                Err(error) => return Err(error.into()),
+            }
+            if wait_until_readable(&fd, patience)? {
+                return Ok(true);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {} did not end when it was killed", self.pid)))
+    }
+}
+
+/// As [`ProcessId::end`], for many at once and within one patience for all. Returns how many were there.
+pub fn end_all(processes: &[ProcessId], patience: Duration) -> io::Result<usize> {
+    let mut there = Vec::new();
+    for process in processes {
+        there.extend(process.open()?);
+    }
+    let count = there.len();
+    for (signal, patience) in [(Signal::TERM, patience), (Signal::KILL, KILL_PATIENCE)] {
+        let deadline = Instant::now() + patience;
+        for fd in &there {
+            // A process that has just gone refuses the signal, and its descriptor is readable at once.
+            let _ = pidfd_send_signal(fd, signal);
+        }
+        let mut left = Vec::new();
+        for fd in there {
+            if !wait_until_readable(&fd, deadline.saturating_duration_since(Instant::now()))? {
+                left.push(fd);
+            }
+        }
+        there = left;
+    }
+    match there.len() {
+        0 => Ok(count),
+        left => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("{left} processes did not end when they were killed")))
+        }
+    }
+}
+
+/// A killed process that is still there after this long hangs in the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits until `fd` can be read (a pidfd: until the process has ended).
+pub fn wait_until_readable(fd: impl AsFd, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: i64::from(rest.subsec_nanos()) };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) if deadline <= Instant::now() => return Ok(false),
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Runs `command` to its end and returns what it printed; kills it after `patience`. For programs that print less
+/// than a pipe holds (64 KiB).
+pub fn output_within(mut command: Command, patience: Duration) -> io::Result<Output> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let ended = ProcessId::of(child.id() as i32).map_or(Ok(true), |id| match id.open()? {
+        Some(fd) => wait_until_readable(&fd, patience),
+        None => Ok(true),
+    });
+    if !matches!(ended, Ok(true)) {
+        child.kill()?;
+        child.wait()?;
+        let name = command.get_program().display().to_string();
+        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{name} did not end within {patience:?}")));
+    }
+    child.wait_with_output()
+}
+
+/// The numbers of all processes that /proc shows.
+pub fn all_pids() -> io::Result<impl Iterator<Item = i32>> {
+    Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+/// State and start time of a line of /proc/PID/stat; the name, which may hold anything, is skipped.
+fn parse_stat(stat: &str) -> Option<(char, u64)> {
+    // proc_pid_stat(5): state is field 3, starttime field 22.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_does_not_confuse_the_stat_line() {
+        let line = "7 (a) S (b) R 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
+        assert_eq!(parse_stat(line), Some(('R', 4242)));
+        assert_eq!(parse_stat("7 (sh"), None);
+        assert_eq!(parse_stat("7 (sh) S 1 2"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_one_with_another_start_time_is_not() {
+        let own = ProcessId::own().expect("read");
+        assert!(own.is_alive());
+        let other = ProcessId { start_time: own.start_time + 1, ..own };
+        assert!(!other.is_alive());
+        assert!(other.open().expect("opened").is_none());
+    }
+
+    #[test]
+    fn a_process_that_ignores_sigterm_is_killed() {
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "trap '' TERM; echo; while :; do read x || sleep 9; done"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("started");
+        let mut line = [0u8; 1];
+        std::io::Read::read_exact(child.stdout.as_mut().expect("a pipe"), &mut line).expect("ready");
+        let id = ProcessId::of(child.id() as i32).expect("read");
+        assert!(id.end(Duration::from_millis(50)).expect("ended"));
+        assert!(!id.is_alive());
+        child.wait().expect("reaped");
+    }
+}

@@ -1,0 +1,16 @@
+//! Black-box tests: a real `cricket serve`, started as an ordinary user, spoken to over its socket and with its own and
+//! Kubernetes' command lines. A file here is a group of promises; `node/` is what they stand on.
+//!
+//! `scripts/test` builds what they need and runs them as an ordinary user. To run some of them by hand:
+//! `scripts/test blackbox NAME`.
+
+mod node;
+
+mod bad_images;
+mod bad_requests;
+mod command_line;
+mod containers;
+mod crictl;
+mod daemon_killed;
+mod hundred_pods;
+mod supervisor_killed;

@@ -1,0 +1,310 @@
+//! A cricket of a test's own: directories below a temporary one, a daemon, clients, and an account of what it leaves.
+//!
+//! One at a time: the account counts processes and mounts of the whole user, so tests that hold a [`Node`] take turns.
+
+mod footprint;
+mod pods;
+mod registry;
+
+use std::ffi::OsStr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use cri::image_service_client::ImageServiceClient;
+use cri::runtime_service_client::RuntimeServiceClient;
+use cricket::proto::cri;
+use cricket::proto::cricket::{LoadImagesRequest, cricket_client::CricketClient};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
+
+pub use footprint::{Footprint, mount_points, parent_of, processes_with};
+pub use pods::{DEMO, LogLine, container, create_request, log_lines, pod};
+pub use registry::Registry;
+
+pub type Runtime = RuntimeServiceClient<Channel>;
+pub type Images = ImageServiceClient<Channel>;
+
+/// A machine of two cores that does other things too is given this long for what takes a fraction of a second.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How often something is looked at while it is waited for.
+const GLANCE: Duration = Duration::from_millis(20);
+/// What a client takes as one message, as kubelets have it.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// See the module. Dropping it ends the daemon and what it started.
+pub struct Node {
+    daemon: Option<Child>,
+    pub dir: PathBuf,
+    before: Footprint,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Node {
+    /// Starts one and waits until it says that it is ready.
+    pub async fn start() -> Self {
+        let node = Self::prepare().await;
+        node.begin().await
+    }
+
+    /// Directories only, so that a test can write configuration first.
+    pub async fn prepare() -> Self {
+        let turn = TURN.lock().await;
+        assert!(
+            !rustix::process::geteuid().is_root(),
+            "black-box tests run as an ordinary user: scripts/test blackbox"
+        );
+        let dir = std::env::temp_dir().join(format!("cricket-test-{}-{}", std::process::id(), unique()));
+        for name in ["", "certs.d", "logs", "run"] {
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir.join(name)).expect("a directory in /tmp");
+        }
+        Self { daemon: None, before: Footprint::take(), dir, _turn: turn }
+    }
+
+    /// Starts the daemon in what [`Node::prepare`] made.
+    pub async fn begin(mut self) -> Self {
+        self.before = Footprint::take();
+        self.serve();
+        self.wait_until_ready().await;
+        self
+    }
+
+    /// Starts (again) the daemon of this node.
+    pub fn serve(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.daemon_log()).expect("a log");
+        let stderr = log.try_clone().expect("a descriptor");
+        let mut command = self.cricket(["serve"]);
+        let child = command.stdin(Stdio::null()).stdout(log).stderr(stderr).spawn();
+        self.daemon = Some(child.expect("scripts/test builds cricket"));
+    }
+
+    /// Waits until RuntimeReady is true.
+    pub async fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(channel) = connect(self.socket()).await
+                && let Ok(answer) = runtime_client(channel).status(cri::StatusRequest::default()).await
+                && is_ready(&answer.into_inner())
+            {
+                return;
+            }
+            let ended = self.daemon.as_mut().and_then(|child| child.try_wait().expect("our child"));
+            assert!(ended.is_none(), "cricket serve ended: {ended:?}\n{}", self.daemon_said());
+            assert!(Instant::now() < deadline, "not ready after {PATIENCE:?}\n{}", self.daemon_said());
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    /// The daemon's process id.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon was started").id()
+    }
+
+    /// SIGKILL, as the kernel's memory killer sends it.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon was started");
+        daemon.kill().expect("our child");
+        daemon.wait().expect("our child");
+    }
+
+    /// A client of the runtime service.
+    pub async fn runtime(&self) -> Runtime {
+        runtime_client(connect(self.socket()).await.expect("the daemon listens"))
+    }
+
+    /// A client of the image service.
+    pub async fn images(&self) -> Images {
+        let channel = connect(self.socket()).await.expect("the daemon listens");
+        ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/cricket.sock")
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// Where the pods of this test log, a directory each.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    pub fn daemon_log(&self) -> PathBuf {
+        self.dir.join("daemon.log")
+    }
+
+    /// The end of the daemon's log, for messages of failed tests.
+    pub fn daemon_said(&self) -> String {
+        const LINES: usize = 30;
+        let text = std::fs::read_to_string(self.daemon_log()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
+    }
+
+    /// Our command line, pointed at this node.
+    pub fn cricket<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
+        let mut command = Command::new(cricket_binary());
+        command
+            .args(arguments)
+            .env("CRICKET_ROOT", self.root())
+            .env("CRICKET_STATE", self.dir.join("run"))
+            .env("CRICKET_SOCKET", self.socket())
+            .env("CRICKET_REGISTRY_CONFIG_PATH", self.dir.join("certs.d"));
+        command
+    }
+
+    /// Kubernetes' own command line, pointed at this node.
+    pub fn crictl<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
+        let endpoint = format!("unix://{}", self.socket().display());
+        let mut command = Command::new(provision("clients/crictl"));
+        command
+            .args(["--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "--timeout", "30s"])
+            .args(arguments);
+        command
+    }
+
+    /// Loads the demo image, which the binary carries.
+    pub async fn load_demo(&self) {
+        let channel = connect(self.socket()).await.expect("the daemon listens");
+        let request = LoadImagesRequest { data: cricket::demo::ARCHIVE.to_vec() };
+        let answers = CricketClient::new(channel).load_images(tokio_stream::once(request)).await.expect("LoadImages");
+        let messages: Vec<_> = answers.into_inner().collect().await;
+        assert!(messages.iter().all(Result::is_ok), "{messages:?}");
+    }
+
+    /// Loads one of scripts/images.
+    pub fn load(&self, image: &str) {
+        succeed(self.cricket(["image", "load"]).arg(provision(&format!("images/{image}.tar"))));
+    }
+
+    /// Ends daemon, pods and node as a person would, and asserts that nothing is left but what is on disk.
+    pub async fn stop_and_account(mut self) {
+        succeed(&mut self.cricket(["stop", "--pods"]));
+        let mut daemon = self.daemon.take().expect("a daemon was started");
+        let status = eventually("the daemon ends", || daemon.try_wait().expect("our child")).await;
+        assert!(status.success(), "cricket serve: {status}\n{}", self.daemon_said());
+        self.assert_nothing_left().await;
+    }
+
+    /// Processes, mounts and sockets are as they were before the node was started.
+    pub async fn assert_nothing_left(&self) {
+        let mut left = Vec::new();
+        for _ in 0..PATIENCE.as_millis() / GLANCE.as_millis() {
+            left = Footprint::take().beyond(&self.before);
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+        assert!(left.is_empty(), "left behind:\n{}", left.join("\n"));
+        assert!(!self.socket().exists(), "the socket is left behind");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's last words:\n{}", self.daemon_said());
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = self.cricket(["stop", "--pods"]).stdin(Stdio::null()).output();
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        // Files in snapshots belong to subordinate ids: only the node's root can remove them.
+        let _ = self.cricket(["enter", "--", "rm", "-rf"]).arg(self.root()).output();
+        let _ = self.cricket(["stop"]).output();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Waits until `look` finds something.
+pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    eventually_async(what, async || look()).await
+}
+
+/// As [`eventually`], where looking is a call.
+pub async fn eventually_async<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        tokio::time::sleep(GLANCE).await;
+    }
+}
+
+/// Runs it; a failure fails the test with what was said.
+#[track_caller]
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.stdin(Stdio::null()).output().expect("the program is there");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    output
+}
+
+/// Runs it; a success fails the test. Answers the exit status and all that it said.
+#[track_caller]
+pub fn fail(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.stdin(Stdio::null()).output().expect("the program is there");
+    assert!(!output.status.success(), "{command:?} succeeded: {}", text(&output.stdout));
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A number that no other call of this process gets.
+pub fn unique() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// What scripts/test made for the tests: clients, images, scripts.
+pub fn provision(name: &str) -> PathBuf {
+    let dir = std::env::var_os("CRICKET_TEST_KIT")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from);
+    let path = dir.join(name);
+    assert!(path.exists(), "{} is missing: scripts/test makes it", path.display());
+    path
+}
+
+fn cricket_binary() -> PathBuf {
+    std::env::var_os("CRICKET_TEST_KIT")
+        .map_or_else(|| env!("CARGO_BIN_EXE_cricket").into(), |kit| PathBuf::from(kit).join("cricket"))
+}
+
+fn runtime_client(channel: Channel) -> Runtime {
+    RuntimeServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    let dial = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    tonic::transport::Endpoint::from_static("http://localhost").connect_with_connector(dial).await
+}
+
+fn is_ready(status: &cri::StatusResponse) -> bool {
+    let conditions = status.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.r#type == "RuntimeReady" && condition.status)
+}
+
+/// Who owns a file or a process.
+pub fn owner(path: &Path) -> Option<u32> {
+    std::fs::symlink_metadata(path).ok().map(|metadata| metadata.uid())
+}

@@ -1,0 +1,213 @@
+//! The built-in network in real network namespaces, as root of a user namespace of the test's own.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+
+use cricket::network::outbound::{Driver, Outbound};
+use cricket::network::{Network, NetworkOptions};
+use cricket::store::PodId;
+
+/// Set in the copy of the test that runs inside the namespaces.
+const INSIDE: &str = "CRICKET_TEST_INSIDE";
+
+/// True inside; outside it runs the test `name` again inside and answers false.
+fn inside(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let exe = std::env::current_exe().expect("the test's own path");
+    let status = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
+        .arg(exe)
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .expect("unshare runs");
+    assert!(status.success(), "{name} inside the namespaces: {status}");
+    false
+}
+
+/// A process that holds a network namespace.
+struct Pod {
+    id: PodId,
+    holder: Child,
+}
+
+impl Pod {
+    fn start() -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "--", "sh", "-c", "ip link set lo up; echo ready; exec sleep 1000"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare runs");
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(holder.stdout.as_mut().expect("piped"), &mut ready).expect("ready");
+        Self { id: PodId::random(), holder }
+    }
+
+    fn namespace(&self) -> OwnedFd {
+        File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("a namespace").into()
+    }
+
+    fn run(&self, command: &str) -> bool {
+        let target = format!("--net=/proc/{}/ns/net", self.holder.id());
+        let run = Command::new("nsenter").args([&target, "--", "sh", "-c", command]).status();
+        run.expect("nsenter runs").success()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+async fn network() -> Network {
+    let node = File::open("/proc/self/ns/net").expect("a namespace").into();
+    let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
+    Network::start(NetworkOptions { node, cidrs }).await.expect("a network")
+}
+
+/// Names of the links, a line each.
+fn links() -> String {
+    let output = Command::new("ip").args(["-o", "link"]).output().expect("ip runs").stdout;
+    let text = String::from_utf8(output).expect("text");
+    text.lines().filter_map(|l| l.split(": ").nth(1)).map(|name| format!("{name}\n")).collect()
+}
+
+#[test]
+fn two_pods_reach_each_other_and_the_node_over_both_families() {
+    if !inside("two_pods_reach_each_other_and_the_node_over_both_families") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let network = network().await;
+        let (one, two) = (Pod::start(), Pod::start());
+        let first = network.set_up(&one.id, one.namespace()).await.expect("set up");
+        let second = network.set_up(&two.id, two.namespace()).await.expect("set up");
+        assert_ne!(first.addresses, second.addresses);
+        for address in
+            second.addresses.iter().map(ToString::to_string).chain(["10.77.0.1".into(), "fdc7:1cce:7::1".into()])
+        {
+            assert!(one.run(&format!("ping -c1 -W5 {address}")), "{address}");
+        }
+        assert!(links().contains(&first.node_interface));
+        network.tear_down(&one.id).await.expect("torn down");
+        network.tear_down(&one.id).await.expect("twice");
+        assert!(!links().contains(&first.node_interface));
+        assert!(links().contains(&second.node_interface));
+    });
+}
+
+#[test]
+fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
+    if !inside("a_restarted_network_finds_its_bridge_and_gives_no_address_twice") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (one, two) = (Pod::start(), Pod::start());
+        let first = network().await.set_up(&one.id, one.namespace()).await.expect("set up");
+        let network = network().await;
+        network.adopt(&one.id, &first).await.expect("adopted");
+        let second = network.set_up(&two.id, two.namespace()).await.expect("set up");
+        assert!(first.addresses.iter().all(|a| !second.addresses.contains(a)));
+        assert!(two.run(&format!("ping -c1 -W5 {}", first.addresses[0])));
+        let rules = Command::new("nft").args(["list", "table", "inet", "cricket"]).output().expect("nft runs");
+        let rules = String::from_utf8(rules.stdout).expect("text");
+        assert_eq!(rules.matches("masquerade").count(), 2, "{rules}");
+        assert!(rules.contains("ip saddr 10.77.0.0/16 oifname != \"cricket0\" masquerade"), "{rules}");
+    });
+}
+
+#[test]
+fn a_pod_whose_set_up_fails_leaves_nothing() {
+    if !inside("a_pod_whose_set_up_fails_leaves_nothing") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let network = network().await;
+        let pod = Pod::start();
+        assert!(pod.run("ip link add eth0 type bridge"));
+        let before = links();
+        assert!(network.set_up(&pod.id, pod.namespace()).await.is_err());
+        assert_eq!(links(), before);
+    });
+}
+
+/// The namespaces of the test stand for the host: an address of its own, a default route, a server on it.
+fn host_with_server() -> String {
+    let set_up = "ip link set lo up && ip link add up0 type bridge && ip addr add 198.51.100.1/24 dev up0 \
+        && ip link add up1 type veth peer name up2 && ip link set up1 master up0 && ip link set up1 up \
+        && ip link set up2 up && ip link set up0 up && ip route add default via 198.51.100.2";
+    assert!(Command::new("sh").args(["-c", set_up]).status().expect("sh runs").success());
+    let listener = std::net::TcpListener::bind("198.51.100.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut connection, b"hello");
+        }
+    });
+    format!("{}/{}", address.ip(), address.port())
+}
+
+fn recorded_pid(state: &std::path::Path) -> Option<u64> {
+    let record = std::fs::read_to_string(state.join("outbound.json")).ok()?;
+    serde_json::from_str::<serde_json::Value>(&record).ok()?["pid"].as_u64()
+}
+
+/// Until `what` is true; the test fails after half a minute.
+async fn until(name: &str, mut what: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !what() {
+        assert!(std::time::Instant::now() < deadline, "{name} did not come true in time");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+async fn a_way_out(driver: Driver) {
+    let server = host_with_server();
+    let node = Pod::start();
+    let state = std::env::temp_dir().join(format!("cricket-outbound-{}", std::process::id()));
+    std::fs::create_dir_all(&state).expect("a directory");
+    let ask = format!("test \"$(cat </dev/tcp/{server})\" = hello");
+    let ask = || node.run(&format!("timeout 5 bash -c '{ask}'"));
+
+    let first = Outbound::ensure(&state, node.namespace(), Some(driver)).await.expect("a driver");
+    until("the node reaches the host's server", ask).await;
+    let pid = recorded_pid(&state).expect("a record");
+
+    drop(first);
+    let second = Outbound::ensure(&state, node.namespace(), None).await.expect("the same driver");
+    assert_eq!(second.driver(), driver);
+    assert_eq!(recorded_pid(&state), Some(pid), "a restarted daemon finds the driver that runs");
+
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
+    until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
+    until("the node reaches the host's server again", ask).await;
+
+    drop(second);
+    Outbound::stop(&state);
+    assert!(recorded_pid(&state).is_none());
+    std::fs::remove_dir_all(&state).expect("removed");
+}
+
+#[test]
+fn pasta_is_a_way_out_that_outlives_the_daemon_and_is_started_again() {
+    if inside("pasta_is_a_way_out_that_outlives_the_daemon_and_is_started_again") {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(a_way_out(Driver::Pasta));
+    }
+}
+
+#[test]
+fn slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again() {
+    if inside("slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again") {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(a_way_out(Driver::Slirp4netns));
+    }
+}
