@@ -33,3 +33,6 @@ pub use model::{
 };
 pub use service::Images;
 pub use snapshot::MountPoint;
+
+#[cfg(test)]
+mod tests;
