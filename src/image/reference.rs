@@ -153,6 +153,11 @@ impl From<ReferenceError> for ImageError {
     }
 }
 
+/// The complete form of a name: `busybox` is `docker.io/library/busybox:latest`.
+pub fn normalize(text: &str) -> Result<String, ReferenceError> {
+    text.parse::<Reference>().map(|reference| reference.to_string())
+}
+
 fn parse(text: &str) -> Result<Reference, Problem> {
     if text.is_empty() {
         return Err(Problem::Empty);

@@ -137,9 +137,7 @@ pub fn number(what: &str, field: &[u8]) -> Result<i64, UnpackError> {
     let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
     let text = field[..end].trim_ascii();
     text.iter().try_fold(0i64, |value, b| match b {
-        b'0'..=b'7' => {
-            value.checked_mul(8).and_then(|value| value.checked_add(i64::from(b - b'0'))).ok_or_else(error)
-        }
+        b'0'..=b'7' => value.checked_mul(8).and_then(|value| value.checked_add(i64::from(b - b'0'))).ok_or_else(error),
         _ => Err(error()),
     })
 }

@@ -43,10 +43,7 @@ pub fn check_global(bytes: &[u8]) -> Result<(), UnpackError> {
     })
 }
 
-fn each(
-    mut bytes: &[u8],
-    mut take: impl FnMut(&[u8], &[u8]) -> Result<(), UnpackError>,
-) -> Result<(), UnpackError> {
+fn each(mut bytes: &[u8], mut take: impl FnMut(&[u8], &[u8]) -> Result<(), UnpackError>) -> Result<(), UnpackError> {
     while !bytes.is_empty() {
         let (key, value, rest) = record(bytes).ok_or_else(|| malformed("it has a malformed PAX record".into()))?;
         take(key, value)?;

@@ -1,0 +1,263 @@
+//! One host: sends it requests, with what it wants to know of us, and follows where it points.
+//!
+//! Redirects are followed here and not by the HTTP library, because what goes along depends on where they lead: the
+//! `Authorization` header and the configured ones go to the host's own origin and nowhere else, and an https host cannot
+//! send us to plain HTTP.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use reqwest::{Client, Response, Url};
+use tokio::sync::OnceCell;
+
+use super::auth::challenges;
+use super::connector;
+use super::error::{RegistryError, Subject};
+use super::hosts::{HostOptions, authority};
+use super::patience::Patience;
+use super::token::{self, Applicant};
+
+/// Most redirects of one request.
+const REDIRECTS_MAX: usize = 5;
+/// What is read of an answer that is an error.
+const ERROR_BYTES_MAX: u64 = 16 << 10;
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// GET or HEAD.
+    pub method: Method,
+    /// Beneath the host's base: `library/busybox/manifests/latest`.
+    pub path: String,
+    /// What may be answered.
+    pub accept: &'static str,
+    /// First and last byte.
+    pub range: Option<(u64, u64)>,
+    /// For errors.
+    pub what: String,
+}
+
+/// A host, the connections to it, and what it has granted us.
+#[derive(Debug)]
+pub struct Endpoint {
+    options: HostOptions,
+    patience: Patience,
+    /// Without TLS no authorities are read.
+    plain: OnceCell<Client>,
+    secure: OnceCell<Client>,
+    /// What worked last.
+    authorization: Mutex<Option<HeaderValue>>,
+    down: AtomicBool,
+}
+
+impl Endpoint {
+    /// Nothing is dialled before the first request.
+    pub fn new(options: HostOptions, patience: Patience) -> Self {
+        let (plain, secure) = (OnceCell::new(), OnceCell::new());
+        Self { options, patience, plain, secure, authorization: Mutex::new(None), down: AtomicBool::new(false) }
+    }
+
+    /// What it may be asked for.
+    pub fn options(&self) -> &HostOptions {
+        &self.options
+    }
+
+    /// Root of its API.
+    pub fn base(&self) -> &Url {
+        &self.options.base
+    }
+
+    /// It did not answer when it was asked last.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// Others are asked first from now on.
+    pub fn set_down(&self) {
+        self.down.store(true, Ordering::Relaxed);
+    }
+
+    /// What errors say about a request here.
+    pub fn subject(&self, what: &str) -> Subject {
+        Subject { host: authority(self.base()), what: what.to_owned() }
+    }
+
+    /// Sends a request, and once more with an authorization if it is challenged. Only a success is an `Ok`.
+    pub async fn send(&self, ask: &Ask, applicant: &Applicant<'_>) -> Result<Response, RegistryError> {
+        let subject = self.subject(&ask.what);
+        let granted = self.granted();
+        let mut response = self.follow(ask, granted, &subject).await?;
+        if response.status() == StatusCode::UNAUTHORIZED && self.is_own(response.url()) {
+            let challenges = challenges(response.headers());
+            if !challenges.is_empty() {
+                // Its connection is free again for the next request.
+                let _ = self.beginning(response, &subject).await;
+                let value = token::answer(self, &challenges, applicant, &subject).await?;
+                response = self.follow(ask, Some(value.clone()), &subject).await?;
+                let works = response.status() != StatusCode::UNAUTHORIZED;
+                *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = works.then_some(value);
+            }
+        }
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let (status, retry_after) = (response.status(), retry_after(response.headers()));
+        // What another host says may be somebody's secret: we may have been led there for that.
+        let body = if self.is_own(response.url()) { self.beginning(response, &subject).await } else { Vec::new() };
+        Err(subject.refused(status, retry_after, &body))
+    }
+
+    /// Limits the time of a whole small document.
+    pub async fn within_document_time<T>(
+        &self,
+        subject: &Subject,
+        work: impl Future<Output = Result<T, RegistryError>>,
+    ) -> Result<T, RegistryError> {
+        match tokio::time::timeout(self.patience.document, work).await {
+            Ok(done) => done,
+            Err(_) => Err(subject.unavailable(format!("no whole answer within {:?}", self.patience.document))),
+        }
+    }
+
+    /// The client for a URL.
+    pub async fn client(&self, url: &Url, subject: &Subject) -> Result<Client, RegistryError> {
+        let is_secure = url.scheme() == "https";
+        let cell = if is_secure { &self.secure } else { &self.plain };
+        let connect = self.options.dial_timeout.unwrap_or(self.patience.connect);
+        let client = cell.get_or_try_init(|| connector::client(&self.options, is_secure, connect, subject)).await?;
+        Ok(client.clone())
+    }
+
+    fn granted(&self) -> Option<HeaderValue> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.options.base.origin()
+    }
+
+    fn url(&self, ask: &Ask) -> Url {
+        let mut url = self.options.base.clone();
+        url.set_path(&format!("{}/{}", self.options.base.path().trim_end_matches('/'), ask.path));
+        if let Some(registry) = &self.options.mirrors {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        url
+    }
+
+    async fn follow(
+        &self,
+        ask: &Ask,
+        authorization: Option<HeaderValue>,
+        subject: &Subject,
+    ) -> Result<Response, RegistryError> {
+        let mut url = self.url(ask);
+        for _ in 0..=REDIRECTS_MAX {
+            let own = self.is_own(&url);
+            let mut headers = ask.headers();
+            if own {
+                headers.extend(self.options.header.clone());
+                headers.extend(authorization.clone().map(|value| (AUTHORIZATION, value)));
+            }
+            let client = self.client(&url, subject).await?;
+            let request = client.request(ask.method.clone(), url.clone()).headers(headers);
+            let response = match tokio::time::timeout(self.patience.answer, request.send()).await {
+                Ok(response) => response.map_err(|error| subject.transport(error))?,
+                Err(_) => return Err(subject.unavailable(format!("no answer within {:?}", self.patience.answer))),
+            };
+            match next_url(&url, &response) {
+                None => return Ok(response),
+                Some(next) => url = next.map_err(|problem| subject.bad_answer(problem))?,
+            }
+        }
+        Err(subject.bad_answer(format!("more than {REDIRECTS_MAX} redirects")))
+    }
+
+    async fn beginning(&self, response: Response, subject: &Subject) -> Vec<u8> {
+        let read = self.within_document_time(subject, read_body(response, ERROR_BYTES_MAX, subject));
+        read.await.unwrap_or_default()
+    }
+}
+
+impl Ask {
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(self.accept));
+        // Bytes are hashed as they come; a helpful proxy must not compress them.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let range = self.range.and_then(|(first, last)| format!("bytes={first}-{last}").parse().ok());
+        headers.extend(range.map(|value| (RANGE, value)));
+        headers
+    }
+}
+
+/// Where the answer points, if it points anywhere.
+fn next_url(url: &Url, response: &Response) -> Option<Result<Url, &'static str>> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let location = response.headers().get(LOCATION)?.to_str().ok();
+    let Some(next) = location.and_then(|text| url.join(text).ok()) else {
+        return Some(Err("a redirect to no URL"));
+    };
+    Some(match (url.scheme(), next.scheme()) {
+        (_, "https") | ("http", "http") => Ok(next),
+        _ => Err("a redirect away from https"),
+    })
+}
+
+/// In seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let format = time::macros::format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    let date = time::PrimitiveDateTime::parse(text.trim(), format).ok()?.assume_utc();
+    (date - time::OffsetDateTime::now_utc()).try_into().ok()
+}
+
+/// The whole body, which must not be longer than `limit`.
+pub async fn read_body(mut response: Response, limit: u64, subject: &Subject) -> Result<Vec<u8>, RegistryError> {
+    let too_long = || subject.bad_answer(format!("more than {limit} bytes"));
+    if response.content_length().is_some_and(|length| length > limit) {
+        return Err(too_long());
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| subject.transport(error))? {
+        if (body.len() + chunk.len()) as u64 > limit {
+            return Err(too_long());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        for (text, expected) in [
+            ("120", Some(120)),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(u64::MAX)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().expect("a value"))]);
+            let seconds = retry_after(&headers).map(|d| d.as_secs());
+            assert!(
+                seconds == expected || expected == Some(u64::MAX) && seconds > Some(1 << 30),
+                "{text}: {seconds:?}"
+            );
+        }
+    }
+}
