@@ -85,8 +85,16 @@ fn an_exec_has_the_containers_ids_capabilities_filter_and_limits() {
     let output = pod.exec(&container, &["sh", "-c", "cat /proc/self/status; ulimit -n; id; pwd; echo $FOO; exit 7"]);
     assert_eq!(output.exit_code, 7, "{output:?}");
     let text = &output.stdout;
-    for line in ["CapInh:\t0000000000000000", "CapAmb:\t0000000000000000", "Seccomp:\t2", "NoNewPrivs:\t1",
-        "CapEff:\t0000000000000000", "CapBnd:\t00000000a80425fb", "SigIgn:\t0000000000000000", "SigBlk:\t0000000000000000"] {
+    for line in [
+        "CapInh:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "Seccomp:\t2",
+        "NoNewPrivs:\t1",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t00000000a80425fb",
+        "SigIgn:\t0000000000000000",
+        "SigBlk:\t0000000000000000",
+    ] {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(text.contains("\n1023\nuid=1000 gid=1001 groups=1001,1002\n/work\nbar\n"), "{text}");
@@ -140,8 +148,12 @@ fn a_terminal_of_a_container_is_logged_attached_and_resized() {
     let attached = pod.attach(&container);
     pod.start(&container).expect("started");
     pod.call(Op::ResizeTerminal(wire::ResizeTerminal {
-        container_id: container.id.clone(), exec_id: String::new(), rows: 11, columns: 22,
-    })).expect("resized");
+        container_id: container.id.clone(),
+        exec_id: String::new(),
+        rows: 11,
+        columns: 22,
+    }))
+    .expect("resized");
     attached.write("hello\n");
     assert_eq!(pod.wait_exit(&container).exit_code, 0);
     let seen = attached.read_all();
@@ -223,7 +235,7 @@ fn leftovers_of_a_pod_on_the_nodes_pid_namespace_are_found_by_their_records() {
     let container = pod.container(&["sh", "-c", "setsid sleep 9999 & sleep 9999"]).with_pid(NamespaceMode::Node);
     pod.create(&container).expect("created");
     pod.start(&container).expect("started");
-    pod.wait_for("the children", |pod| pod.descendants() >= 3);
+    pod.wait_for("the child", |pod| pod.descendants() >= 2);
     let everybody = pod.family();
     pod.kill_supervisor();
     cricket::executor::leftovers::kill(pod.state_dir()).expect("records");
@@ -297,7 +309,65 @@ fn a_creation_that_does_not_end_is_given_up_and_leaves_nothing() {
 }
 
 #[test]
-fn a_thousand_execs_leave_no_descriptor() {
+fn a_working_directory_on_a_descriptor_is_inside_the_root_or_refused() {
+    let mut pod = fixture!(own());
+    for number in 3..30 {
+        let up = &["sh", "-c", "pwd; cd ../../../../../..; pwd; ls ."];
+        let container = pod.container(up).with_cwd(&format!("/proc/self/fd/{number}"));
+        if pod.create(&container).is_err() {
+            continue;
+        }
+        pod.start(&container).expect("started");
+        pod.wait_exit(&container);
+        let log = pod.log(&container);
+        assert!(log.contains("F /\n") && log.contains("F work\n") && !log.contains("unreachable"), "{number}: {log}");
+    }
+    assert_eq!(pod.descendants(), 0);
+}
+
+#[test]
+fn a_cgroup_holds_freezes_and_kills_a_container_and_goes_with_it() {
+    let Some(cgroup) = pod::make_pod_cgroup() else { return };
+    let name = cgroup.strip_prefix("/sys/fs/cgroup").expect("below").display().to_string();
+    let mut pod = fixture!(wire::SandboxSpec { cgroup: name.clone(), pid: NamespaceMode::Node.into(), ..own() });
+    let path = format!("/{name}/container");
+    let container =
+        pod.container(&["sh", "-c", "setsid sleep 9999 & sleep 9999"]).with_cgroup(&path).with_pid(NamespaceMode::Node);
+    let reply = pod.create(&container).expect("created");
+    assert!(reply.not_enforced.iter().any(|limit| limit.contains("67108864")), "{reply:?}");
+    pod.start(&container).expect("started");
+    let read = |file: &str| std::fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+    let id = pod.begin_exec(&container, &["sleep", "9999"]).expect("runs");
+    pod.wait_for("three processes", |_| read("container/cgroup.procs").lines().count() == 3);
+    assert_eq!(read("supervisor/cgroup.procs").lines().count(), 1);
+    let pause = |paused| Op::Pause(wire::Pause { container_id: container.id.clone(), paused });
+    pod.call(pause(true)).expect("paused");
+    pod.wait_for("the freeze", |_| read("container/cgroup.events").contains("frozen 1"));
+    pod.call(pause(false)).expect("goes on");
+    pod.signal(&container, SIGKILL, true).expect("sent");
+    assert_eq!(pod.wait_exit(&container).signal, SIGKILL);
+    assert_eq!(pod.wait_exec(&id).signal, SIGKILL);
+    pod.remove(&container).expect("removed");
+    assert!(!cgroup.join("container").exists());
+    drop(pod);
+    let _ = std::fs::remove_dir(cgroup.join("supervisor"));
+    std::fs::remove_dir(cgroup).expect("nobody is left");
+}
+
+#[test]
+fn a_shared_mount_is_shared_inside() {
+    let mut pod = fixture!(own());
+    let outside = pod.outside();
+    let container = pod.container(&["cat", "/proc/self/mountinfo"]).with_shared(&outside);
+    pod.create(&container).expect("created");
+    pod.start(&container).expect("started");
+    pod.wait_exit(&container);
+    let log = pod.log(&container);
+    assert!(log.lines().any(|line| line.contains(" /shared ") && line.contains(" shared:")), "{log}");
+}
+
+#[test]
+fn a_hundred_execs_leave_no_descriptor() {
     let mut pod = fixture!(own());
     let container = pod.sleeper();
     let Output { exit_code, .. } = pod.exec(&container, &["true"]);

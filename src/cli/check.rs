@@ -76,7 +76,10 @@ mod tests {
         };
         let findings = vec![finding(Verdict::Ok, ""), finding(Verdict::Fail, "modprobe overlay")];
         let text = table(&Report { will_run: false, findings });
-        assert!(text.starts_with("ok    overlay  tried\nFAIL  overlay  tried\n               -> modprobe overlay\n"), "{text}");
+        assert!(
+            text.starts_with("ok    overlay  tried\nFAIL  overlay  tried\n               -> modprobe overlay\n"),
+            "{text}"
+        );
         assert!(text.contains("will not run"));
     }
 }

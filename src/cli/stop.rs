@@ -127,8 +127,12 @@ fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
     let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
     let mut count = 0;
     for _ in 0..ROUNDS {
-        let others: Vec<_> =
-            record.members().context("looking into the node")?.into_iter().filter(|other| *other != record.process).collect();
+        let others: Vec<_> = record
+            .members()
+            .context("looking into the node")?
+            .into_iter()
+            .filter(|other| *other != record.process)
+            .collect();
         if others.is_empty() {
             break;
         }

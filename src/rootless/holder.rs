@@ -2,8 +2,9 @@
 //! thread; it waits for SIGTERM and does nothing else. The conversation with its starter is told in `made`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -15,16 +16,22 @@ use super::record::NodeRecord;
 use crate::sys::namespace::Namespace;
 use crate::sys::{descriptors, loopback, trial};
 
+/// Namespaces and the files by which they are opened.
+pub type Places = BTreeMap<Namespace, PathBuf>;
+
 /// Makes the node (or joins what survives of it) and holds it until SIGTERM. Standard input is the starter's socket.
 /// The process that was started exits at once; this returns in the detached one, at the node's end.
-pub fn hold(state: &Path, cgroup: Option<&Path>) -> io::Result<()> {
+/// `held` are namespaces of the old node that no process is in, but that somebody has open.
+pub fn hold(state: &Path, cgroup: Option<&Path>, held: Places) -> io::Result<()> {
     descriptors::close_all_except(&[])?;
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // Before anything else, so that a signal which comes early is not lost.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     trial::detach()?;
+    // What `ps` and the kernel's messages call it; without a name it is only less plain.
+    let _ = rustix::thread::set_name(c"cricket-node");
     signals.thread_block()?;
-    let made = make(state, cgroup, &socket);
+    let made = make(state, cgroup, held, &socket);
     match &made {
         Ok(()) => tell(&socket, "ready")?,
         Err(why) => tell(&socket, &format!("error {}", why.replace('\n', " ")))?,
@@ -57,12 +64,13 @@ fn wait_for_the_end(signals: &SigSet) -> io::Result<()> {
     Ok(())
 }
 
-fn make(state: &Path, cgroup: Option<&Path>, socket: &UnixStream) -> Result<(), String> {
+fn make(state: &Path, cgroup: Option<&Path>, held: Places, socket: &UnixStream) -> Result<(), String> {
     let old = NodeRecord::read(state).map_err(|error| error.to_string())?;
-    let survivors = match &old {
+    let mut survivors = match &old {
         Some(record) => record.survivors().map_err(|error| format!("cannot look for what survives: {error}"))?,
         None => BTreeMap::new(),
     };
+    survivors.extend(held);
     let opened = open_all(&survivors)?;
     let kept_cgroup = opened.iter().any(|(kind, _)| *kind == Namespace::Cgroup);
     take_user(&opened, socket)?;
@@ -84,14 +92,14 @@ fn make(state: &Path, cgroup: Option<&Path>, socket: &UnixStream) -> Result<(), 
     record.write(state).map_err(|error| error.to_string())
 }
 
-type Opened = Vec<(Namespace, std::os::fd::OwnedFd)>;
+type Opened = Vec<(Namespace, OwnedFd)>;
 
-fn open_all(survivors: &BTreeMap<Namespace, i32>) -> Result<Opened, String> {
+fn open_all(survivors: &Places) -> Result<Opened, String> {
     // Without the user namespace nothing else of the old node can be entered.
     if !survivors.contains_key(&Namespace::User) {
         return Ok(Vec::new());
     }
-    let open = |(kind, pid): (&Namespace, &i32)| Ok((*kind, kind.open(*pid)?));
+    let open = |(kind, path): (&Namespace, &PathBuf)| Ok((*kind, File::open(path)?.into()));
     survivors.iter().map(open).collect::<io::Result<_>>().map_err(|error| format!("cannot open a namespace: {error}"))
 }
 
@@ -135,7 +143,8 @@ fn new(kind: Namespace, base: Option<&Path>) -> io::Result<()> {
 fn enter_leaf(base: &Path) -> Result<(), String> {
     // The node's own view: its cgroup namespace begins at the base.
     let leaf = Path::new(cgroups::MOUNT).join(cgroups::NODE_LEAF);
-    cgroups::move_into(&leaf).map_err(|error| format!("cannot move into {} of {}: {error}", leaf.display(), base.display()))
+    cgroups::move_into(&leaf)
+        .map_err(|error| format!("cannot move into {} of {}: {error}", leaf.display(), base.display()))
 }
 
 /// Mounts of the host go on to arrive, ours never leave, and a process of the node may use any propagation among us.

@@ -12,7 +12,9 @@
 //! ```
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -34,7 +36,7 @@ const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 pub fn join(state: &Path) -> Result<Node, RootlessError> {
     let record = match NodeRecord::read(state)? {
         Some(record) if record.is_live() => record,
-        _ => start(state)?,
+        _ => start(state, &[])?,
     };
     // While the host's view of the cgroups is still ours.
     let cgroups = match &record.cgroup {
@@ -60,7 +62,9 @@ fn move_daemon(base: &Path) -> Result<(), String> {
 
 fn enter_as_daemon(record: &NodeRecord, cgroups: Cgroups) -> Result<Node, RootlessError> {
     let pid = record.process.pid;
-    let open = |kind: Namespace| kind.open(pid).map_err(RootlessError::io(format!("open the node's {} namespace", kind.name())));
+    let open = |kind: Namespace| {
+        kind.open(pid).map_err(RootlessError::io(format!("open the node's {} namespace", kind.name())))
+    };
     let (network, uts, ipc) = (open(Namespace::Network)?, open(Namespace::Uts)?, open(Namespace::Ipc)?);
     enter(record, &[Namespace::User, Namespace::Cgroup, Namespace::Mount])?;
     Ok(Node { kind: NodeKind::Made, pid, network, uts, ipc, cgroups, executable: seal()? })
@@ -88,23 +92,37 @@ pub fn enter(record: &NodeRecord, kinds: &[Namespace]) -> Result<(), RootlessErr
     Ok(())
 }
 
-/// Starts a node process for a node whose own has died while the daemon, or pods, live: it joins every namespace that
-/// somebody is still in. The caller may have threads.
-pub fn start_again(state: &Path) -> Result<NodeRecord, RootlessError> {
-    start(state)
+/// Starts a node process for a node whose own has died while this daemon, which is in the node, lives; nothing is done
+/// where one lives. It holds the same namespaces. The caller may have threads.
+pub fn start_again(state: &Path, node: &Node) -> Result<NodeRecord, RootlessError> {
+    if let Some(record) = NodeRecord::read(state)?.filter(NodeRecord::is_live) {
+        return Ok(record);
+    }
+    let own = std::process::id();
+    let held = [(Namespace::Network, &node.network), (Namespace::Uts, &node.uts), (Namespace::Ipc, &node.ipc)];
+    let held = held.map(|(kind, fd)| format!("{}=/proc/{own}/fd/{}", kind.name(), fd.as_raw_fd()));
+    start(state, &held)
 }
 
-fn start(state: &Path) -> Result<NodeRecord, RootlessError> {
+/// `held` are namespaces to be joined, as `KIND=PATH`; what else survives of an old node is found by the node process.
+fn start(state: &Path, held: &[String]) -> Result<NodeRecord, RootlessError> {
     let user = User::current();
     let (ours, theirs) = UnixStream::pair().map_err(RootlessError::io("make a socket pair"))?;
     let patience = ours.set_read_timeout(Some(PATIENCE));
     patience.map_err(RootlessError::io("limit the wait for the node process"))?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("node").arg("--state").arg(state).env_clear().stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    command
+        .arg0("cricket")
+        .arg("node")
+        .arg("--state")
+        .arg(state)
+        .env_clear()
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
     command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     if let Ok(base) = cgroups::delegated_base() {
         command.arg("--cgroup").arg(base);
     }
+    held.iter().for_each(|namespace| drop(command.arg("--namespace").arg(namespace)));
     let status = command.stdout(Stdio::null()).status().map_err(RootlessError::io("start the node process"))?;
     // Our own copy of the other end, so that the node's death is an end of file.
     drop(command);
@@ -120,7 +138,10 @@ fn converse(ours: UnixStream, user: &User) -> Result<(), RootlessError> {
     let mut reader = BufReader::new(ours);
     loop {
         let mut line = String::new();
-        (&mut reader).take(LINE_LIMIT_BYTES).read_line(&mut line).map_err(RootlessError::io("hear from the node process"))?;
+        (&mut reader)
+            .take(LINE_LIMIT_BYTES)
+            .read_line(&mut line)
+            .map_err(RootlessError::io("hear from the node process"))?;
         match line.trim_end().split_once(' ').unwrap_or((line.trim_end(), "")) {
             ("ready", _) => return Ok(()),
             ("found", _) => {}
@@ -150,7 +171,9 @@ fn run_mapper(kind: IdKind, pid: &str, lines: &[MapLine]) -> Result<(), Rootless
         command.args([line.inside, line.outside, line.count].map(|number| number.to_string()));
     }
     let output = output_within(command, PATIENCE).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => refused("the program is not installed (Debian and Ubuntu: `sudo apt install uidmap`)".into()),
+        io::ErrorKind::NotFound => {
+            refused("the program is not installed (Debian and Ubuntu: `sudo apt install uidmap`)".into())
+        }
         _ => refused(error.to_string()),
     })?;
     match output.status.success() {

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-pub use holder::hold;
+pub use holder::{Places, hold};
 pub use made::{enter, start_again};
 pub use record::NodeRecord;
 

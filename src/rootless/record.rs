@@ -34,8 +34,10 @@ impl NodeRecord {
     /// Of this process and its namespaces.
     pub fn own(cgroup: Option<PathBuf>) -> io::Result<Self> {
         let process = ProcessId::own()?;
-        let namespaces =
-            Namespace::ALL.into_iter().map(|kind| Ok((kind, kind.inode_of(process.pid)?))).collect::<io::Result<_>>()?;
+        let namespaces = Namespace::ALL
+            .into_iter()
+            .map(|kind| Ok((kind, kind.inode_of(process.pid)?)))
+            .collect::<io::Result<_>>()?;
         Ok(Self { version: VERSION, process, namespaces, cgroup })
     }
 
@@ -74,13 +76,14 @@ impl NodeRecord {
             .collect())
     }
 
-    /// For each of the node's namespaces a process that is in it still; for a node whose own process is gone.
-    pub fn survivors(&self) -> io::Result<BTreeMap<Namespace, i32>> {
+    /// Where those of the node's namespaces can be opened that a process is in still; for a node whose own process
+    /// is gone.
+    pub fn survivors(&self) -> io::Result<BTreeMap<Namespace, PathBuf>> {
         let mut found = BTreeMap::new();
         for member in self.members()? {
             for (kind, wanted) in &self.namespaces {
                 if kind.inode_of(member.pid).is_ok_and(|inode| inode == *wanted) {
-                    found.entry(*kind).or_insert(member.pid);
+                    found.entry(*kind).or_insert_with(|| kind.path_of(member.pid));
                 }
             }
         }

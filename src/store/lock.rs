@@ -18,7 +18,9 @@ const TEXT_LIMIT_BYTES: u64 = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another daemon has it.
-    #[error("a cricket daemon (pid {holder}) uses {root} already: end it with `cricket stop`, or give this one another --root and --state")]
+    #[error(
+        "a cricket daemon (pid {holder}) uses {root} already: end it with `cricket stop`, or give this one another --root and --state"
+    )]
     Held {
         /// The directory.
         root: PathBuf,
@@ -83,13 +85,7 @@ fn refused(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockE
 
 fn open(path: &Path, create: bool) -> io::Result<File> {
     // O_NOFOLLOW: the directory is ours, but --root may name any.
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(create)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+    OpenOptions::new().read(true).write(true).create(create).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
 fn write_holder(file: &mut File) -> io::Result<()> {

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Which side of a [`fork`] one is on.
+/// Which side of a fork one is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forked {
     /// The new process.
@@ -35,8 +35,9 @@ pub fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
-/// Clones this process. `cgroup` is an open directory of cgroup v2 for the child to be born in.
-pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+/// Clones this process. `cgroup` is an open directory of cgroup v2 for the child to be born in. A `sibling` is a child
+/// of this process's own parent.
+fn clone_process(cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> io::Result<Forked> {
     let mut arguments = libc::clone_args {
         flags: 0,
         pidfd: 0,
@@ -54,6 +55,11 @@ pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
+    if sibling {
+        // The exit signal is then this process's own.
+        arguments.flags |= libc::CLONE_PARENT as u64;
+        arguments.exit_signal = 0;
+    }
     // SAFETY: no memory is shared (no CLONE_VM), so the child goes on with a copy of everything, as after fork(2);
     // the callers are single-threaded, so no lock is held by a thread that the child does not have.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
@@ -64,14 +70,47 @@ pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     }
 }
 
+/// Forks; both sides return.
+pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    clone_process(cgroup, false)
+}
+
 /// Forks, runs `body` in the child and ends the child with the code that it returns.
 pub fn fork_and_run(cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<i32> {
-    match fork(cgroup)? {
+    match clone_process(cgroup, false)? {
         Forked::Parent(pid) => Ok(pid),
         Forked::Child => {
             let _guard = ExitOnDrop;
             exit_now(body())
         }
+    }
+}
+
+/// Forks a child of this process into another PID namespace and runs `body` there. `enter` makes that namespace the one
+/// of later children; it runs in a helper between the two, for in a user namespace who has once changed it cannot come back.
+/// The helper is a child too, to be waited for, and has ended when this returns. Answers the child's id here.
+pub fn fork_elsewhere(
+    cgroup: Option<BorrowedFd<'_>>,
+    enter: impl FnOnce() -> io::Result<()>,
+    body: impl FnOnce() -> i32,
+) -> io::Result<i32> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    fork_and_run(None, || {
+        let outcome = match enter().and_then(|()| clone_process(cgroup, true)) {
+            Ok(Forked::Child) => return body(),
+            Ok(Forked::Parent(pid)) => pid,
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        i32::from(rustix::io::write(&writer, &outcome.to_ne_bytes()).is_err())
+    })?;
+    drop(writer);
+    let mut outcome = [0; 4];
+    match rustix::io::retry_on_intr(|| rustix::io::read(&reader, &mut outcome))? {
+        4 => match i32::from_ne_bytes(outcome) {
+            pid @ 1.. => Ok(pid),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        },
+        _ => Err(io::Error::other("the process between the two PID namespaces was killed")),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use serde::{Deserialize, Serialize};
@@ -54,9 +55,19 @@ impl Namespace {
         }
     }
 
+    /// The kind with this name below /proc/PID/ns.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Where the namespace of the process `pid` is opened.
+    pub fn path_of(self, pid: i32) -> PathBuf {
+        PathBuf::from(format!("/proc/{pid}/ns/{}", self.name()))
+    }
+
     /// The namespace of the process `pid`.
     pub fn open(self, pid: i32) -> io::Result<OwnedFd> {
-        Ok(File::open(format!("/proc/{pid}/ns/{}", self.name()))?.into())
+        Ok(File::open(self.path_of(pid))?.into())
     }
 
     /// The namespace of this process.
@@ -66,7 +77,7 @@ impl Namespace {
 
     /// What tells the namespace of the process `pid` from all others alive now.
     pub fn inode_of(self, pid: i32) -> io::Result<u64> {
-        Ok(std::fs::metadata(format!("/proc/{pid}/ns/{}", self.name()))?.ino())
+        Ok(std::fs::metadata(self.path_of(pid))?.ino())
     }
 
     /// Moves this process, which must have one thread, into the namespace.

@@ -93,7 +93,9 @@ pub fn end_all(processes: &[ProcessId], patience: Duration) -> io::Result<usize>
     }
     match there.len() {
         0 => Ok(count),
-        left => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{left} processes did not end when they were killed"))),
+        left => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("{left} processes did not end when they were killed")))
+        }
     }
 }
 

@@ -40,8 +40,7 @@ pub fn is_sealed() -> bool {
     }
 }
 
-const SEALS: SealFlags =
-    SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
 
 fn through_overlay() -> io::Result<OwnedFd> {
     let executable = fs::read_link(OWN_EXECUTABLE)?;

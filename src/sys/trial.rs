@@ -22,17 +22,14 @@ fn assert_one_thread() -> io::Result<()> {
     }
 }
 
-/// Makes this process a grandchild of its parent, in a session of its own: the parent need not reap it and a
-/// terminal's signals do not reach it. Returns in the grandchild only; the processes between exit with 0.
+/// Makes this process an orphan in a session of its own: the starter reaps the process that it started, and need not
+/// know of this one; a terminal's signals do not reach it. Returns in the new process only; the old one exits with 0.
 pub fn detach() -> io::Result<()> {
     assert_one_thread()?;
     if fork(None)? != Forked::Child {
         exit_now(0);
     }
     nix::unistd::setsid()?;
-    if fork(None)? != Forked::Child {
-        exit_now(0);
-    }
     Ok(())
 }
 

@@ -24,8 +24,10 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// A static busybox.
 const BUSYBOX: &str = "/bin/busybox";
 /// What the containers of the tests find in /bin.
-const APPLETS: &[&str] = &["sh", "cat", "sleep", "true", "hostname", "id", "grep", "ls", "ps", "tty", "stty", "nc", "echo",
-    "setsid", "yes", "mount", "touch", "dd"];
+const APPLETS: &[&str] = &[
+    "sh", "cat", "sleep", "true", "hostname", "id", "grep", "ls", "ps", "tty", "stty", "nc", "echo", "setsid", "yes",
+    "mount", "touch", "dd",
+];
 
 pub type Reply<T> = Result<T, wire::Error>;
 
@@ -55,6 +57,10 @@ pub struct Container {
     pub pid: NamespaceMode,
     pub target: String,
     pub timeout_ms: u64,
+    pub cwd: String,
+    /// Name of its cgroup below the pod's.
+    pub cgroup: String,
+    pub shared: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -92,9 +98,35 @@ impl Container {
     pub fn with_target(self, id: &str) -> Self {
         Self { target: id.to_owned(), ..self }
     }
+    pub fn with_cwd(self, cwd: &str) -> Self {
+        Self { cwd: cwd.to_owned(), ..self }
+    }
+    pub fn with_cgroup(self, cgroup: &str) -> Self {
+        Self { cgroup: cgroup.to_owned(), ..self }
+    }
+    /// A directory at /shared whose mounts travel both ways.
+    pub fn with_shared(self, source: &Path) -> Self {
+        Self { shared: Some(source.to_owned()), ..self }
+    }
     pub fn with_timeout_ms(self, timeout_ms: u64) -> Self {
         Self { timeout_ms, ..self }
     }
+}
+
+/// Puts this thread, and what it starts, into mounts where cgroup v2 is where it should be, with a pod's cgroup. `None` where
+/// there is none that may be written to.
+pub fn make_pod_cgroup() -> Option<PathBuf> {
+    if !is_possible() {
+        return None;
+    }
+    cricket::sys::namespaces::unshare(rustix::thread::UnshareFlags::NEWNS).expect("a mount namespace");
+    let none: Option<&str> = None;
+    let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(none, "/", none, flags, none).expect("private");
+    nix::mount::mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), nix::mount::MsFlags::empty(), none).ok()?;
+    let path = PathBuf::from(format!("/sys/fs/cgroup/cricket-test-{}", PodId::random().short()));
+    fs::create_dir(&path).ok()?;
+    Some(path)
 }
 
 /// Root with a range of ids, and something to run.
@@ -143,6 +175,9 @@ impl Fixture {
             pid: NamespaceMode::Container,
             target: String::new(),
             timeout_ms: 0,
+            cwd: "/work".to_owned(),
+            cgroup: String::new(),
+            shared: None,
         }
     }
 
@@ -168,6 +203,12 @@ impl Fixture {
             pid_target: container.target.clone(),
             oom_score_adj: 100,
             timeout_ms: container.timeout_ms,
+            cgroup: container.cgroup.clone(),
+            propagations: container
+                .shared
+                .iter()
+                .map(|_| wire::Propagation { destination: "/shared".into(), mode: "shared".into() })
+                .collect(),
             ..Default::default()
         };
         let root = self.overlay(&container.id);
@@ -227,7 +268,13 @@ impl Fixture {
         })
     }
 
-    fn exec_with(&mut self, container: &Container, command: &[&str], stdio: &[OwnedFd], size: (u32, u32)) -> Reply<(String, Vec<OwnedFd>)> {
+    fn exec_with(
+        &mut self,
+        container: &Container,
+        command: &[&str],
+        stdio: &[OwnedFd],
+        size: (u32, u32),
+    ) -> Reply<(String, Vec<OwnedFd>)> {
         self.execs += 1;
         let id = format!("exec-{}", self.execs);
         let request = wire::Exec {
@@ -286,7 +333,9 @@ impl Fixture {
 
     pub fn connect_port(&mut self, port: u32) -> Reply<OwnedFd> {
         let (_, mut descriptors) = self.daemon.ask(Op::Connect(wire::Connect { port }), &[])?;
-        Ok(descriptors.pop().expect("a connection"))
+        let connection = descriptors.pop().expect("a connection");
+        protocol::set_nonblocking(&connection, false).expect("blocking");
+        Ok(connection)
     }
 
     pub fn network(&mut self) -> wire::NetworkReply {
@@ -328,7 +377,7 @@ impl Fixture {
         symlink(to, path).expect("a link");
     }
 
-    /// The supervisor and all below it.
+    /// The supervisor and all below it that live.
     pub fn family(&self) -> Vec<i32> {
         let mut family = vec![self.pid];
         let mut at = 0;
@@ -338,6 +387,7 @@ impl Fixture {
             family.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
             at += 1;
         }
+        family.retain(|&pid| is_alive(pid));
         family
     }
 
@@ -389,17 +439,25 @@ impl Fixture {
         step(self, "spawn (fork, namespaces, answer)", &mut |pod| {
             let base = pod.base.join(format!("more-{}", pods.len()));
             directories(&base);
-            let sandbox = wire::SandboxSpec { hostname: "x".into(), pid: NamespaceMode::Container.into(), ..Default::default() };
+            let sandbox =
+                wire::SandboxSpec { hostname: "x".into(), pid: NamespaceMode::Container.into(), ..Default::default() };
             let reply = spawn(&socket, &base, sandbox);
             assert_eq!(reply.error, None);
             pods.push((base, reply.pid));
         });
         let pss = |pid: i32| -> u64 {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            text.lines().find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
+            text.lines()
+                .find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+                .unwrap_or(0)
         };
-        println!("PSS: template {} kB, a used supervisor {} kB, a fresh one of {} {} kB", pss(self.template.id() as i32),
-            pss(self.pid), pods.len(), pss(pods[0].1));
+        println!(
+            "PSS: template {} kB, a used supervisor {} kB, a fresh one of {} {} kB",
+            pss(self.template.id() as i32),
+            pss(self.pid),
+            pods.len(),
+            pss(pods[0].1)
+        );
         for (base, _) in &pods {
             let mut daemon = Daemon::connect(&base.join("state"));
             daemon.ask(Op::Shutdown(wire::Shutdown { grace_ms: 0 }), &[]).expect("shut down");
@@ -412,7 +470,8 @@ impl Fixture {
         let mut total = 0.0;
         for pid in [self.pid, self.template.id() as i32] {
             let stat = ns(format!("/proc/{pid}/stat"));
-            let fields: Vec<f64> = stat[stat.rfind(')').unwrap_or(0) + 1..].split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
+            let fields: Vec<f64> =
+                stat[stat.rfind(')').unwrap_or(0) + 1..].split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
             total += (fields[11] + fields[12] + fields[13] + fields[14]) * 10.0;
         }
         total
@@ -436,7 +495,8 @@ impl Daemon {
     fn connect(state: &Path) -> Self {
         let socket = protocol::connect(state, SUPERVISOR_SOCKET).expect("connected");
         protocol::set_nonblocking(&socket, false).expect("blocking");
-        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(DEADLINE)).expect("set");
+        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(DEADLINE))
+            .expect("set");
         Self { socket, next: 1, events: VecDeque::new(), buffer: vec![0; MESSAGE_LIMIT] }
     }
 
@@ -493,12 +553,20 @@ fn start_template() -> (Child, OwnedFd, PathBuf) {
     directories(&base);
     make_root(&base.join("root"));
     let (ours, theirs) = protocol::pair().expect("a pair");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cricket"));
+    // Measurements of a debug build's tests want a release build's program.
+    let program = std::env::var_os("CRICKET_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_cricket").into());
+    let mut command = Command::new(program);
     command.arg("supervise").stdin(Stdio::null()).env_clear();
     let number = theirs.as_raw_fd();
     // SAFETY: dup2 between fork and exec, in a copy of this process that does nothing else.
     unsafe {
-        command.pre_exec(move || if libc::dup2(number, 3) == 3 && (number != 3 || libc::fcntl(3, libc::F_SETFD, 0) == 0) { Ok(()) } else { Err(std::io::Error::last_os_error()) });
+        command.pre_exec(move || {
+            if libc::dup2(number, 3) == 3 && (number != 3 || libc::fcntl(3, libc::F_SETFD, 0) == 0) {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
     }
     let template = command.spawn().expect("a template");
     (template, ours, base)

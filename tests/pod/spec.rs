@@ -7,9 +7,22 @@ use serde_json::json;
 
 use super::Container;
 
-const CAPABILITIES: &[&str] = &["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
-    "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
-    "CAP_AUDIT_WRITE"];
+const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
 
 pub fn of(container: &Container, shm: &Path) -> String {
     let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
@@ -21,14 +34,14 @@ pub fn of(container: &Container, shm: &Path) -> String {
     } else {
         json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]})
     };
-    json!({
+    let mut spec = json!({
         "ociVersion": "1.2.0",
         "process": {
             "terminal": container.tty,
             "user": {"uid": 1000, "gid": 1001, "additionalGids": [1001, 1002], "umask": 18},
             "args": container.command,
             "env": ["PATH=/usr/bin:/bin", "HOME=/", "FOO=bar"],
-            "cwd": "/work",
+            "cwd": container.cwd,
             "capabilities": {"bounding": CAPABILITIES, "effective": [], "permitted": [], "inheritable": [], "ambient": []},
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1023}],
             "noNewPrivileges": true
@@ -45,7 +58,7 @@ pub fn of(container: &Container, shm: &Path) -> String {
         ],
         "linux": {
             "resources": {"memory": {"limit": 67108864}, "cpu": {"shares": 512}},
-            "cgroupsPath": "/",
+            "cgroupsPath": if container.cgroup.is_empty() { "/" } else { &container.cgroup },
             "namespaces": namespaces,
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
@@ -55,6 +68,11 @@ pub fn of(container: &Container, shm: &Path) -> String {
                 "syscalls": [{"names": ["kexec_load", "reboot", "swapon"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]
             }
         }
-    })
-    .to_string()
+    });
+    if let Some(source) = &container.shared {
+        let mount = json!({"destination": "/shared", "type": "bind", "source": source, "options": ["rbind"]});
+        spec["mounts"].as_array_mut().expect("a list").push(mount);
+        spec["linux"]["rootfsPropagation"] = json!("shared");
+    }
+    spec.to_string()
 }

@@ -21,6 +21,7 @@ use super::events::EventSender;
 use super::{ExecutorError, io};
 use crate::executor::protocol::{self, MESSAGE_LIMIT, ProtocolError, Received};
 use crate::proto::supervisor as wire;
+use crate::sys::async_fd;
 
 thread_local! {
     /// What a thread of the daemon receives into: a buffer a connection would cost each pod its share.
@@ -68,7 +69,7 @@ impl<M: Incoming + 'static> Connection<M> {
     pub(super) fn open(socket: OwnedFd, events: Option<EventSender>) -> std::io::Result<Arc<Self>> {
         protocol::set_nonblocking(&socket, true)?;
         let shared = Arc::new(Shared {
-            socket: AsyncFd::new(socket)?,
+            socket: async_fd::register(socket, Interest::READABLE | Interest::WRITABLE)?,
             last_id: AtomicU64::new(0),
             waiting: Mutex::new(Some(HashMap::new())),
         });

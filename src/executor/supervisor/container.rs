@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::creation::Creation;
 use super::connection::Requester;
+use super::creation::Creation;
 use super::fault::{Fault, Result};
 use super::log::{ContainerLog, Stream};
 use super::pod::Pod;

@@ -1,31 +1,30 @@
-//! The creation of a container: the supervisor's side (streams, the forked creator, its deadline) and the creator's
-//! (attach the root, check it, call the runtime, verify what came of it), which reports once and exits.
+//! The creation of a container, the supervisor's side: streams, the forked creator (`creator.rs`), its deadline, and what
+//! is done or undone when it has ended.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount::{MoveMountFlags, UnmountFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::UnmountFlags;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix::thread::ThreadNameSpaceType;
+use rustix::process::{Pid, Signal};
 
 use super::connection::{Answer, Requester};
 use super::container::{Container, signal_process};
+use super::creator::{self, Job};
 use super::fault::{Fault, Result};
 use super::log::{ContainerLog, LogPath, Stream};
-use super::pod::{Pod, now};
+use super::pod::Pod;
 use super::signals::Ending;
-use super::{cgroup, preflight, requests, runtime, sandbox, signals, start};
+use super::{cgroup, requests, runtime, start};
 use crate::executor::leftovers::{self, ProcessRecord};
 use crate::executor::protocol::{self, MESSAGE_LIMIT};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{ContainerPhase, ErrorKind, NamespaceMode, reply};
 use crate::store::ContainerId;
-use crate::sys::propagation::{self, Propagation};
-use crate::sys::{descriptors, fork};
+use crate::sys::fork;
 
 /// Containers that a pod may hold, with those that have exited and are not removed yet.
 const CONTAINERS_LIMIT: usize = 1024;
@@ -51,27 +50,13 @@ impl Creation {
         if let Some(group) = Pid::from_raw(self.pid) {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
-        signal_process(self.pid, Signal::KILL);
-        if let Some(pid) = runtime::first_process(bundle) {
-            signal_process(pid, Signal::KILL);
+        for pid in [Some(self.pid), runtime::first_process(bundle)].into_iter().flatten() {
+            // It may have been waited for: then the number may be somebody else's.
+            if is_child(pid) {
+                signal_process(pid, Signal::KILL);
+            }
         }
     }
-}
-
-/// What the creator works with.
-struct Job<'a> {
-    request: wire::CreateContainer,
-    bundle: PathBuf,
-    runtime_dir: PathBuf,
-    cgroup: Option<PathBuf>,
-    pod_cgroup: Option<PathBuf>,
-    /// PID namespace to be joined, by path.
-    pid_namespace: Option<String>,
-    rootfs: OwnedFd,
-    stdio: Option<[OwnedFd; 3]>,
-    report: OwnedFd,
-    start_report: OwnedFd,
-    supervisor: &'a OwnedFd,
 }
 
 /// The container's ends of its streams (`None`: a terminal is made inside), and ours.
@@ -88,7 +73,7 @@ impl Pod {
         let bundle = self.state_dir.join("containers").join(id.as_str());
         let cgroup = cgroup::directory(&request.cgroup)?;
         let pid_namespace = self.pid_namespace(&request)?;
-        let path = LogPath::new(&request.log_path, "").map_err(|error| Fault::invalid(error.to_string()))?;
+        let path = LogPath::new(&request.log_path, &request.log_directory).map_err(|error| Fault::invalid(error.to_string()))?;
         let mut log = ContainerLog::open(path).map_err(|error| Fault::state(error.to_string()))?;
         let streams = make_streams(&request).map_err(Fault::io("cannot make the container's streams"))?;
         let watched = "cannot read the container's output";
@@ -134,9 +119,9 @@ impl Pod {
             stdio: streams.theirs,
             report: creators,
             start_report: inits,
-            supervisor: &self.own.process,
+            supervisor: &self.own,
         };
-        let pid = fork::fork_and_run(None, || create_and_report(&job)).map_err(Fault::io("cannot fork a creator"))?;
+        let pid = fork::fork_and_run(None, || creator::run(&job)).map_err(Fault::io("cannot fork a creator"))?;
         let deadline = Some(Instant::now() + timeout);
         container.creation = Some(Creation { asker, pid, report, deadline, late: false });
         self.containers.insert(id.to_string(), container);
@@ -144,7 +129,8 @@ impl Pod {
     }
 
     fn checked_id(&self, request: &wire::CreateContainer) -> Result<ContainerId> {
-        let id: ContainerId = request.container_id.parse().map_err(|e: crate::store::IdError| Fault::invalid(e.to_string()))?;
+        let id: ContainerId =
+            request.container_id.parse().map_err(|e: crate::store::IdError| Fault::invalid(e.to_string()))?;
         if self.shutdown.is_some() {
             return Err(Fault::state("the pod is being shut down"));
         }
@@ -186,7 +172,8 @@ impl Pod {
     }
 
     fn created(&mut self, id: &str, reply: &wire::CreateContainerReply, terminal: Option<OwnedFd>) -> Result<()> {
-        let own_namespace = leftovers::mount_namespace(std::process::id() as i32).map_err(Fault::io("cannot look at this process"))?;
+        let own_namespace =
+            leftovers::mount_namespace(std::process::id() as i32).map_err(Fault::io("cannot look at this process"))?;
         let container = self.container(id)?;
         container.pid = reply.pid;
         container.created_at = reply.created_at;
@@ -201,7 +188,10 @@ impl Pod {
             .map_err(Fault::io("cannot record the container's process"))?;
         if let Some(terminal) = terminal {
             let copy = terminal.try_clone().map_err(Fault::io("cannot use the container's terminal"))?;
-            container.log.add_source(Stream::Stdout, copy).map_err(Fault::io("cannot read the container's terminal"))?;
+            container
+                .log
+                .add_source(Stream::Stdout, copy)
+                .map_err(Fault::io("cannot read the container's terminal"))?;
             container.terminal = Some(terminal);
         }
         self.after_log(id);
@@ -247,6 +237,12 @@ impl Pod {
     }
 }
 
+fn is_child(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let parent = stat.rfind(')').and_then(|at| stat[at + 1..].split_ascii_whitespace().nth(1)?.parse().ok());
+    parent == Some(std::process::id())
+}
+
 fn make_streams(request: &wire::CreateContainer) -> std::io::Result<Streams> {
     if request.tty {
         return Ok(Streams { theirs: None, stdin: None, outputs: None });
@@ -265,102 +261,16 @@ fn make_streams(request: &wire::CreateContainer) -> std::io::Result<Streams> {
 /// The container's first process, and its terminal if it has one.
 fn read_report(creation: &Creation, ending: Ending) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)> {
     let silent = || {
-        let how = if ending.signal != 0 { format!("signal {}", ending.signal) } else { format!("code {}", ending.exit_code) };
+        let how =
+            if ending.signal != 0 { format!("signal {}", ending.signal) } else { format!("code {}", ending.exit_code) };
         Fault::new(ErrorKind::Internal, format!("the creator of the container ended with {how} and said nothing"))
     };
     let _ = rustix::io::ioctl_fionbio(&creation.report, true);
-    let received = protocol::receive::<wire::Reply>(&creation.report, &mut vec![0; MESSAGE_LIMIT]).map_err(|_| silent())?;
+    let received =
+        protocol::receive::<wire::Reply>(&creation.report, &mut vec![0; MESSAGE_LIMIT]).map_err(|_| silent())?;
     match received.message.result {
         Some(reply::Result::CreateContainer(created)) => Ok((created, received.descriptors.into_iter().next())),
         Some(reply::Result::Error(error)) => Err(error.into()),
         _ => Err(silent()),
     }
-}
-
-/// The creator's life. Its exit code says nothing; its report does.
-fn create_and_report(job: &Job<'_>) -> i32 {
-    let outcome = create(job);
-    let (result, terminal) = match outcome {
-        Ok((created, terminal)) => (reply::Result::CreateContainer(created), terminal),
-        Err(fault) => (reply::Result::Error(fault.into()), None),
-    };
-    let descriptors: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
-    let reply = wire::Reply { id: 1, result: Some(result) };
-    i32::from(protocol::send(&job.report, &reply, &descriptors).is_err())
-}
-
-fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)> {
-    signals::unblock()?;
-    rustix::process::setpgid(None, None).map_err(Fault::io("cannot lead a process group"))?;
-    let mut keep: Vec<RawFd> = vec![job.rootfs.as_raw_fd(), job.report.as_raw_fd()];
-    keep.extend([job.start_report.as_raw_fd(), job.supervisor.as_raw_fd()]);
-    keep.extend(job.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
-    descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))?;
-    sandbox::set_oom_score(job.request.oom_score_adj).map_err(Fault::io("cannot set the container's oom score"))?;
-    let rootfs = attach_root(job)?;
-    let made = runtime::create(runtime::Order {
-        id: &job.request.container_id,
-        bundle: &job.bundle,
-        state: &job.runtime_dir,
-        limited: job.cgroup.is_some(),
-        controllers: job.pod_cgroup.as_deref().map(cgroup::controllers),
-        pid_namespace: job.pid_namespace.as_deref(),
-        own_pid_namespace: job.request.pid() != NamespaceMode::Node,
-        stdio: job.stdio.as_ref(),
-        start_report: &job.start_report,
-        supervisor: job.supervisor,
-    })?;
-    if let Some(directory) = job.cgroup.as_ref().filter(|directory| !cgroup::holds(directory, made.pid)) {
-        signal_process(made.pid, Signal::KILL);
-        return Err(Fault::state(format!("the container did not get into its cgroup {}", directory.display())));
-    }
-    // The container has a mount of its own; ours would only be one more for the next container to copy.
-    let _ = rustix::mount::unmount(&rootfs, UnmountFlags::DETACH);
-    if let Err(fault) = propagate(made.pid, &job.request.propagations) {
-        signal_process(made.pid, Signal::KILL);
-        return Err(fault);
-    }
-    let reply = wire::CreateContainerReply { pid: made.pid, created_at: now(), not_enforced: made.not_enforced };
-    Ok((reply, made.terminal))
-}
-
-fn attach_root(job: &Job<'_>) -> Result<PathBuf> {
-    let target = job.bundle.join("rootfs");
-    match fs::create_dir(&target) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(Fault::io(format!("cannot make {}", target.display()))(error));
-        }
-        _ => {}
-    }
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&job.rootfs, "", rustix::fs::CWD, &target, flags)
-        .map_err(Fault::io(format!("cannot attach the root file system at {}", target.display())))?;
-    preflight::check(&job.rootfs)?;
-    Ok(target)
-}
-
-/// Mount points whose propagation the runtime ignores. Last of all that the creator does: it stays in the container's mounts.
-fn propagate(pid: i32, propagations: &[wire::Propagation]) -> Result<()> {
-    if propagations.is_empty() {
-        return Ok(());
-    }
-    let process = Pid::from_raw(pid).ok_or_else(|| Fault::state("the container has no process"))?;
-    let process = rustix::process::pidfd_open(process, PidfdFlags::empty())
-        .map_err(Fault::io("cannot open the container's process"))?;
-    rustix::thread::move_into_thread_name_spaces(process.as_fd(), ThreadNameSpaceType::MOUNT)
-        .map_err(Fault::io("cannot enter the container's mounts"))?;
-    for wanted in propagations {
-        let mode = match wanted.mode.as_str() {
-            "shared" => Propagation::Shared,
-            "slave" => Propagation::Slave,
-            "private" => Propagation::Private,
-            other => return Err(Fault::invalid(format!("{other:?} is not a mount propagation"))),
-        };
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::openat2(rustix::fs::CWD, &wanted.destination, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
-            .map_err(std::io::Error::from)
-            .and_then(|mount| propagation::set(mount.as_fd(), mode))
-            .map_err(Fault::io(format!("cannot make the mount {} {}", wanted.destination, wanted.mode)))?;
-    }
-    Ok(())
 }

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::ThreadNameSpaceType;
 
+use super::cgroup;
 use super::connection::{Answer, Requester};
 use super::container::{signal_of, signal_process};
 use super::fault::{Fault, Result};
@@ -14,7 +15,6 @@ use super::joining::{self, Entry};
 use super::pod::{Pod, now};
 use super::reactor::Source;
 use super::signals::Ending;
-use super::{cgroup, sandbox};
 use crate::executor::protocol::{self, ProtocolError};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{ErrorKind, event, reply};
@@ -67,17 +67,18 @@ impl Pod {
             report: &theirs,
             filter: container.seccomp.as_ref(),
             oom_score_adj: container.oom_score_adj,
-            supervisor: &self.own.process,
+            supervisor: &self.own,
         };
-        rustix::thread::move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)
-            .map_err(Fault::io("cannot enter the container's PID namespace"))?;
-        let forked = fork::fork_and_run(cgroup.as_ref().map(AsFd::as_fd), || joining::enter(&entry));
-        sandbox::children_into(&self.own.pid_namespace)?;
-        let pid = forked.map_err(Fault::io("cannot fork"))?;
+        let join =
+            || Ok(rustix::thread::move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)?);
+        let pid = fork::fork_elsewhere(cgroup.as_ref().map(AsFd::as_fd), join, || joining::enter(&entry))
+            .map_err(Fault::io("cannot fork into the container's PID namespace"))?;
         let id = request.exec_id;
         let _ = rustix::io::ioctl_fionbio(&report, true);
         let watched = self.reactor.watch(&report, Source::ExecReport(id.clone()));
-        watched.inspect_err(|_| signal_process(pid, Signal::KILL)).map_err(Fault::io("cannot watch the exec's report"))?;
+        watched
+            .inspect_err(|_| signal_process(pid, Signal::KILL))
+            .map_err(Fault::io("cannot watch the exec's report"))?;
         let exec = Exec {
             pid,
             container: request.container_id,
@@ -158,10 +159,11 @@ impl Pod {
         let signal = signal_of(request.signal)?;
         let exec = self.execs.get(&request.exec_id);
         let exec = exec.ok_or_else(|| Fault::not_found(format!("exec {}", request.exec_id)))?;
+        // The leader first, or it would see its children die. Its number stays its own until it is waited for.
+        signal_process(exec.pid, signal);
         for pid in session_members(exec.pid) {
             signal_process(pid, signal);
         }
-        signal_process(exec.pid, signal);
         Ok(())
     }
 }

@@ -97,6 +97,9 @@ mod tests {
     fn a_long_text_is_cut_between_characters() {
         let fault = Fault::new(ErrorKind::Internal, "ä".repeat(TEXT_LIMIT_BYTES));
         assert_eq!(fault.message.len(), TEXT_LIMIT_BYTES);
-        assert!(Fault::new(ErrorKind::Internal, format!("x{}", "ä".repeat(TEXT_LIMIT_BYTES))).message.len() < TEXT_LIMIT_BYTES);
+        assert!(
+            Fault::new(ErrorKind::Internal, format!("x{}", "ä".repeat(TEXT_LIMIT_BYTES))).message.len()
+                < TEXT_LIMIT_BYTES
+        );
     }
 }

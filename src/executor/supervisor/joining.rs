@@ -12,12 +12,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
-use rustix::process::{Resource, Rlimit, Signal};
-use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
+use rustix::process::Signal;
+use rustix::thread::ThreadNameSpaceType;
 
 use super::fault::{Fault, Result};
-use super::process_settings::{Capabilities, Process, Settings, find_program, path_of};
-use super::{requests, runtime, sandbox, seccomp, signals};
+use super::process_settings::{Process, Settings, find_program, path_of};
+use super::{credentials, requests, runtime, sandbox, seccomp, signals};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::from_supervisor::Message;
@@ -30,8 +30,6 @@ const FAILED: i32 = 126;
 const PTMX: &str = "/dev/pts/ptmx";
 /// What a program on a terminal finds where its image says nothing.
 const TERM: &str = "TERM=xterm";
-/// For a process that can no longer be started, there is no such user in the namespace: -1.
-const NO_ID: u32 = u32::MAX;
 
 /// What the child is to become.
 pub struct Entry<'a> {
@@ -103,11 +101,12 @@ fn join(entry: &Entry<'_>) -> Result<()> {
         .map_err(Fault::io("cannot become non-dumpable"))?;
     keep_only(entry)?;
     let settings = Settings::read(entry.bundle)?;
-    let process = settings.process;
+    let mut process = settings.process;
+    let capabilities = process.capabilities.take().unwrap_or_default();
     let filter = settings.linux.seccomp.is_some().then(|| filter(entry)).transpose()?;
     let profile = process.apparmor_profile.as_deref().map(Profile::open).transpose()?;
     sandbox::set_oom_score(entry.oom_score_adj).map_err(Fault::io("cannot set the process's oom score"))?;
-    let last_capability = last_capability();
+    let last_capability = credentials::last_capability();
     rustix::process::setsid().map_err(Fault::io("cannot start a session"))?;
 
     let namespaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
@@ -115,19 +114,21 @@ fn join(entry: &Entry<'_>) -> Result<()> {
         .map_err(Fault::io("cannot join the container's namespaces"))?;
     let owner = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
     set_streams(entry, owner)?;
-    set_limits(&process)?;
+    credentials::set_limits(&process)?;
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(Fault::io("cannot set no_new_privs"))?;
     }
     let inside = rustix::process::chdir(process.cwd.as_str());
     profile.map_or(Ok(()), Profile::apply)?;
+    credentials::narrow_bounding_set(&capabilities, last_capability)?;
     let early = filter.as_ref().filter(|_| !process.no_new_privileges);
     // Without no_new_privs a filter needs a capability that is about to go.
     early.map_or(Ok(()), seccomp::Filter::install)?;
-    set_ids(&process)?;
-    set_capabilities(process.capabilities.as_ref().unwrap_or(&Capabilities::default()), last_capability)?;
+    credentials::set_ids(&process)?;
+    credentials::set_capabilities(&capabilities)?;
     // Some directories are only the user's, some only root's.
-    inside.or_else(|_| rustix::process::chdir(process.cwd.as_str()))
+    inside
+        .or_else(|_| rustix::process::chdir(process.cwd.as_str()))
         .map_err(Fault::io(format!("cannot change to the working directory {:?}", process.cwd)))?;
     verify_inside()?;
     let (program, arguments, environment) = command(entry.request, &process)?;
@@ -196,94 +197,6 @@ fn make_terminal(entry: &Entry<'_>, (uid, _): (Uid, Gid)) -> Result<OwnedFd> {
 
 /// `f_type` of a devpts.
 const DEVPTS_MAGIC: i64 = 0x1cd1;
-
-fn set_limits(process: &Process) -> Result<()> {
-    for limit in &process.rlimits {
-        let resource = resource(&limit.name)?;
-        // Who is not privileged cannot raise a hard limit; the container's own first process could not either.
-        let most = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        let hard = limit.hard.min(most);
-        let bound = |value: u64| (value != u64::MAX).then_some(value);
-        let wanted = Rlimit { current: bound(limit.soft.min(hard)), maximum: bound(hard) };
-        rustix::process::setrlimit(resource, wanted).map_err(Fault::io(format!("cannot set {}", limit.name)))?;
-    }
-    Ok(())
-}
-
-fn resource(name: &str) -> Result<Resource> {
-    Ok(match name {
-        "RLIMIT_CPU" => Resource::Cpu,
-        "RLIMIT_FSIZE" => Resource::Fsize,
-        "RLIMIT_DATA" => Resource::Data,
-        "RLIMIT_STACK" => Resource::Stack,
-        "RLIMIT_CORE" => Resource::Core,
-        "RLIMIT_RSS" => Resource::Rss,
-        "RLIMIT_NPROC" => Resource::Nproc,
-        "RLIMIT_NOFILE" => Resource::Nofile,
-        "RLIMIT_MEMLOCK" => Resource::Memlock,
-        "RLIMIT_AS" => Resource::As,
-        "RLIMIT_LOCKS" => Resource::Locks,
-        "RLIMIT_SIGPENDING" => Resource::Sigpending,
-        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
-        "RLIMIT_NICE" => Resource::Nice,
-        "RLIMIT_RTPRIO" => Resource::Rtprio,
-        "RLIMIT_RTTIME" => Resource::Rttime,
-        other => return Err(Fault::invalid(format!("{other:?} is not a resource limit"))),
-    })
-}
-
-fn set_ids(process: &Process) -> Result<()> {
-    let user = &process.user;
-    if user.uid == NO_ID || user.gid == NO_ID {
-        return Err(Fault::invalid("the container's user is no id"));
-    }
-    let groups: Vec<Gid> = user.additional_gids.iter().map(|&gid| Gid::from_raw(gid)).collect();
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    rustix::thread::set_keep_capabilities(true).map_err(Fault::io("cannot keep capabilities"))?;
-    rustix::thread::set_thread_groups(&groups).map_err(Fault::io("cannot set the supplementary groups"))?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(Fault::io(format!("cannot become group {}", user.gid)))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(Fault::io(format!("cannot become user {}", user.uid)))?;
-    rustix::process::umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022)));
-    Ok(())
-}
-
-fn set_capabilities(wanted: &Capabilities, last: u32) -> Result<()> {
-    let bounding = set_of(&wanted.bounding)?;
-    let permitted = set_of(&wanted.permitted)?;
-    let effective = set_of(&wanted.effective)? & permitted;
-    let ambient = set_of(&wanted.ambient)? & permitted;
-    for number in 0..=last {
-        let one = CapabilitySet::from_bits_retain(1 << number);
-        if !bounding.contains(one) {
-            rustix::thread::remove_capability_from_bounding_set(one)
-                .map_err(Fault::io("cannot narrow the bounding set"))?;
-        }
-    }
-    // What is inherited is only what is ambient, else nothing (SECURITY.md row 3).
-    let sets = CapabilitySets { effective, permitted, inheritable: ambient };
-    rustix::thread::set_capabilities(None, sets).map_err(Fault::io("cannot set capabilities"))?;
-    rustix::thread::clear_ambient_capability_set().map_err(Fault::io("cannot clear ambient capabilities"))?;
-    for one in ambient.iter() {
-        rustix::thread::configure_capability_in_ambient_set(one, true)
-            .map_err(Fault::io("cannot set an ambient capability"))?;
-    }
-    rustix::thread::set_keep_capabilities(false).map_err(Fault::io("cannot reset capabilities"))
-}
-
-fn set_of(names: &[String]) -> Result<CapabilitySet> {
-    let mut set = CapabilitySet::empty();
-    for name in names {
-        let known: caps::Capability = name.parse().map_err(|_| Fault::invalid(format!("{name:?} is no capability")))?;
-        set |= CapabilitySet::from_bits_retain(known.bitmask());
-    }
-    Ok(set)
-}
-
-/// Number of the highest capability that the kernel knows.
-fn last_capability() -> u32 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
-    text.trim().parse().unwrap_or(40).min(63)
-}
 
 /// A working directory outside the root has a path that does not begin with a slash (SECURITY.md row 2).
 fn verify_inside() -> Result<()> {

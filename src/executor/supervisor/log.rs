@@ -1,9 +1,9 @@
 //! The CRI log of one container, written by the pod's own process: it goes on whether or not there is a daemon.
 //!
-//! Format, a line each: `<RFC3339, nanoseconds, UTC> <stdout|stderr> <P|F> <content>`. Lines longer than
-//! [`LINE_LIMIT`] are split into parts tagged `P`, the last of them `F`; what was not terminated when the stream ended
-//! is a `P`. Only whole log lines are ever in the file, also when the disk is full: then the container is held back
-//! (its pipe is not read) and the write tried again until there is room. Nothing is lost, memory is bounded.
+//! Format, a line each: `<RFC3339, nanoseconds, UTC> <stdout|stderr> <P|F> <content>`. Lines longer than 16,384 bytes
+//! (`format::LINE_LIMIT`) are split into parts tagged `P`, the last of them `F`; what was not terminated when the
+//! stream ended is a `P`. Only whole log lines are ever in the file, also when the disk is full: then the container is
+//! held back (its pipe is not read) and the write tried again until there is room. Nothing is lost, memory is bounded.
 //!
 //! How an event loop drives it. After every call of a `&mut self` method it looks at:
 //! * `wants_read(stream)`: true: have `source(stream)` in epoll (level-triggered `EPOLLIN`) and call `on_readable`;
@@ -13,7 +13,7 @@
 //! * [`Scratch::give_back_at`], once for all logs of the process.
 //!
 //! When the container has ended: remove both sources from epoll, call `finish`, and report the exit then; the log is
-//! complete unless `is_finished` is false (disk full): keep calling `on_wake` until it is true, also if that is long.
+//! complete unless `wake_at` still names a time (disk full): then go on calling `on_wake`, also if that takes long.
 //! SIGPIPE has to be ignored (an attached client may be gone), and SIGXFSZ.
 //!
 //! A busy stream is not read at every write of the container: it is left to fill its pipe for a millisecond, so that a
@@ -36,7 +36,6 @@ use format::Lines;
 use source::{Input, Source};
 
 pub use file::LogPath;
-pub use format::LINE_LIMIT;
 pub use scratch::Scratch;
 
 /// Reads of one call of `on_readable`: others get their turn after a megabyte.

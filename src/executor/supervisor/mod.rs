@@ -22,10 +22,14 @@
 //! process executes a set-user-id program without `no_new_privs`, and the children of an init in the node's PID namespace are
 //! nobody's: for both the daemon has records (`crate::executor::leftovers`), and the pod's cgroup where there is one.
 
+mod adaptation;
 mod cgroup;
 mod connection;
+mod console;
 mod container;
 mod creation;
+mod creator;
+mod credentials;
 mod dial;
 mod exec;
 mod exit;

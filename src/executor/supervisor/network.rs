@@ -12,7 +12,8 @@ const INTERFACES_LIMIT: usize = 512;
 
 /// Reads them.
 pub fn counters() -> Result<NetworkReply> {
-    let text = fs::read_to_string("/proc/thread-self/net/dev").map_err(Fault::io("cannot read the pod's interfaces"))?;
+    let text =
+        fs::read_to_string("/proc/thread-self/net/dev").map_err(Fault::io("cannot read the pod's interfaces"))?;
     Ok(NetworkReply { interfaces: text.lines().filter_map(parse).take(INTERFACES_LIMIT).collect() })
 }
 

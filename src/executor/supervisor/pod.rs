@@ -15,7 +15,6 @@ use super::exec::Exec;
 use super::fault::{Fault, Result};
 use super::log::{Scratch, Stream};
 use super::reactor::{Reactor, Ready, Source};
-use super::sandbox::Own;
 use super::shutdown::Shutdown;
 use super::signals::Ending;
 use crate::proto::supervisor::SandboxSpec;
@@ -25,7 +24,8 @@ pub struct Pod {
     pub(super) spec: SandboxSpec,
     pub(super) state_dir: PathBuf,
     pub(super) record_dir: PathBuf,
-    pub(super) own: Own,
+    /// This very process, for children to see whether it lives.
+    pub(super) own: OwnedFd,
     /// PID 1 of a shared PID namespace.
     pub(super) init: Option<i32>,
     pub(super) reactor: Reactor,
@@ -56,7 +56,7 @@ impl Pod {
         record_dir: PathBuf,
         listener: OwnedFd,
         children: SignalFd,
-        own: Own,
+        own: OwnedFd,
         init: Option<i32>,
     ) -> Result<Self> {
         let mut reactor = Reactor::new().map_err(Fault::io("cannot make an epoll descriptor"))?;
@@ -130,8 +130,12 @@ impl Pod {
         if self.scratch.give_back_at().is_some_and(|at| at <= now) {
             self.scratch.give_back();
         }
-        let due: Vec<String> =
-            self.containers.iter().filter(|(_, c)| c.deadline().is_some_and(|at| at <= now)).map(|(id, _)| id.clone()).collect();
+        let due: Vec<String> = self
+            .containers
+            .iter()
+            .filter(|(_, c)| c.deadline().is_some_and(|at| at <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in due {
             self.on_container_time(&id, now);
         }

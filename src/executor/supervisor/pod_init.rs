@@ -8,14 +8,12 @@ use rustix::thread::UnshareFlags;
 
 use super::fault::{Fault, Result};
 use super::{sandbox, signals};
-use crate::sys::{descriptors, fork};
+use crate::sys::{descriptors, fork, namespaces};
 
-/// Forks it; answers its process id. `own` is this process's PID namespace, in which later children are made again.
-pub fn start(own: &OwnedFd, supervisor: &OwnedFd) -> Result<i32> {
-    crate::sys::namespaces::unshare(UnshareFlags::NEWPID).map_err(Fault::io("cannot make the pod's PID namespace"))?;
-    let pid = fork::fork_and_run(None, || live(supervisor));
-    sandbox::children_into(own)?;
-    pid.map_err(Fault::io("cannot fork the pod's init"))
+/// Forks it; answers its process id.
+pub fn start(supervisor: &OwnedFd) -> Result<i32> {
+    fork::fork_elsewhere(None, || namespaces::unshare(UnshareFlags::NEWPID), || live(supervisor))
+        .map_err(Fault::io("cannot make the pod's PID namespace"))
 }
 
 fn live(supervisor: &OwnedFd) -> i32 {

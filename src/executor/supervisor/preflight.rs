@@ -22,7 +22,9 @@ pub fn check(root: impl AsFd) -> Result<()> {
             Err(Errno::NOENT) => {}
             Ok(stat) => {
                 let kind = FileType::from_raw_mode(stat.st_mode);
-                return Err(Fault::image(format!("/{name} of the image is a {kind:?} and not a directory; it is not run")));
+                return Err(Fault::image(format!(
+                    "/{name} of the image is a {kind:?} and not a directory; it is not run"
+                )));
             }
             Err(errno) => return Err(Fault::io(format!("cannot look at /{name} of the image"))(errno)),
         }
@@ -41,7 +43,8 @@ mod tests {
     #[test]
     fn a_root_whose_mount_points_are_links_or_files_is_refused() {
         let base = std::env::temp_dir().join(format!("cricket-preflight-{}", std::process::id()));
-        for (name, good) in [("none", true), ("directory", true), ("link", false), ("dangling", false), ("file", false)] {
+        for (name, good) in [("none", true), ("directory", true), ("link", false), ("dangling", false), ("file", false)]
+        {
             let root = base.join(name);
             fs::create_dir_all(&root).expect("a root");
             match name {

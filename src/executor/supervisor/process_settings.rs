@@ -122,7 +122,9 @@ pub fn find_program(command: &[String], path: &str) -> Result<CString> {
     let candidates: Vec<String> = if name.contains('/') {
         vec![name.clone()]
     } else {
-        path.split(':').map(|directory| if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") }).collect()
+        path.split(':')
+            .map(|directory| if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") })
+            .collect()
     };
     let mut denied = None;
     for candidate in candidates {
@@ -133,7 +135,9 @@ pub fn find_program(command: &[String], path: &str) -> Result<CString> {
         }
     }
     Err(match denied {
-        Some(file) => Fault::image(format!("{file:?} of the image cannot be executed: it is not a program, or not for this user")),
+        Some(file) => {
+            Fault::image(format!("{file:?} of the image cannot be executed: it is not a program, or not for this user"))
+        }
         None if name.contains('/') => Fault::image(format!("executable {name:?} not found in the image")),
         None => Fault::image(format!("executable {name:?} not found in the image's $PATH ({path})")),
     })

@@ -84,6 +84,9 @@ impl Pod {
         remove_tree(&runtime).map_err(Fault::io(format!("cannot remove {}", runtime.display())))?;
         let record = container.bundle.join("process.json");
         crate::store::remove(&record).map_err(Fault::because("cannot forget the container's process"))?;
+        if !container.log.is_finished() {
+            eprintln!("the end of the log of container {id} could not be written and is lost with the container");
+        }
         self.unwatch_output(id);
         self.containers.remove(id);
         Ok(())
@@ -117,11 +120,13 @@ impl Pod {
             return Err(Fault::invalid("an attach to output came without its descriptor"));
         }
         let stdin = container.terminal.as_ref().or(container.stdin.as_ref()).filter(|_| request.stdin);
-        let stdin = stdin.map(OwnedFd::try_clone).transpose().map_err(Fault::io("cannot pass the container's stdin"))?;
+        let stdin =
+            stdin.map(OwnedFd::try_clone).transpose().map_err(Fault::io("cannot pass the container's stdin"))?;
         if stdout.is_some() || stderr.is_some() {
-            container.log.attach(stdout, stderr).map_err(|error| {
-                Fault::new(ErrorKind::ResourceExhausted, error.to_string())
-            })?;
+            container
+                .log
+                .attach(stdout, stderr)
+                .map_err(|error| Fault::new(ErrorKind::ResourceExhausted, error.to_string()))?;
         }
         self.after_log(&request.container_id);
         Ok(Answer { result: reply::Result::Empty(wire::Empty {}), descriptors: stdin.into_iter().collect() })

@@ -10,9 +10,8 @@ use std::error::Error;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
@@ -23,7 +22,7 @@ use rustix::process::Signal;
 
 use super::fault::{Fault, Result};
 use super::process_settings::{find_program, path_of};
-use super::{sandbox, signals};
+use super::{adaptation, console, sandbox, signals};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::sys::{descriptors, fork};
@@ -35,10 +34,6 @@ pub use libcontainer::oci_spec::runtime as oci;
 pub const SPEC_FILE: &str = "config.json";
 /// Where the runtime notes the first process, for a watchdog.
 const PID_FILE: &str = "init.pid";
-/// Where a terminal's master is passed through.
-const CONSOLE_SOCKET: &str = "console.sock";
-/// Stands for a container in its own mounts' cgroup tree where there is none to make (see `cgroup::stand_in`).
-const STAND_IN_CGROUP: &str = "/";
 /// Exit codes of a process whose program could not be executed, as shells have them.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
@@ -81,15 +76,15 @@ pub struct Created {
 pub fn create(order: Order<'_>) -> Result<Created> {
     let path = order.bundle.join(SPEC_FILE);
     let mut spec = oci::Spec::load(&path).map_err(Fault::because(format!("cannot read {}", path.display())))?;
-    let not_enforced = adapt(&mut spec, &order, &path)?;
+    let not_enforced = adaptation::adapt(&mut spec, &order, &path)?;
     let owner = owner(&spec);
     order.stdio.map_or(Ok(()), |stdio| give_pipes_to(owner, stdio))?;
     let console = match order.stdio {
         Some(_) => None,
-        None => Some(console_socket(order.bundle)?),
+        None => Some(console::listen(order.bundle)?),
     };
     let pid = build(&order, console.is_some())?;
-    let terminal = console.map(|listener| receive_terminal(&listener, owner, order.bundle)).transpose()?;
+    let terminal = console.map(|listener| console::receive(&listener, owner, order.bundle)).transpose()?;
     Ok(Created { pid, terminal, not_enforced })
 }
 
@@ -107,7 +102,7 @@ fn build(order: &Order<'_>, console: bool) -> Result<i32> {
         builder = builder.with_stdin(copy(0)?).with_stdout(copy(1)?).with_stderr(copy(2)?);
     }
     if console {
-        builder = builder.with_console_socket(Some(order.bundle.join(CONSOLE_SOCKET)));
+        builder = builder.with_console_socket(Some(order.bundle.join(console::CONSOLE_SOCKET)));
     }
     let container =
         builder.as_init(order.bundle).with_systemd(false).as_sibling(true).build().map_err(|error| failed(&error))?;
@@ -126,95 +121,6 @@ pub fn start(state: &Path, id: &str) -> Result<()> {
         .map_err(|error| Fault::new(wire::ErrorKind::Internal, chain(&error)))
 }
 
-/// What this machine and this pod make of the specification; it is written anew only when something changes.
-fn adapt(spec: &mut oci::Spec, order: &Order<'_>, path: &Path) -> Result<Vec<String>> {
-    let before = spec.clone();
-    let linux = spec.linux_mut().as_mut().ok_or_else(|| Fault::invalid("the container's spec has no linux section"))?;
-    let not_enforced = adapt_limits(linux, order);
-    adapt_pid_namespace(linux, order)?;
-    if let Some(process) = spec.process_mut() {
-        // Set by the creator on itself, within what may be set.
-        process.set_oom_score_adj(None);
-    }
-    if *spec != before {
-        spec.save(path).map_err(Fault::because(format!("cannot write {}", path.display())))?;
-    }
-    Ok(not_enforced)
-}
-
-fn adapt_limits(linux: &mut oci::Linux, order: &Order<'_>) -> Vec<String> {
-    let has = |name: &str| order.controllers.iter().flatten().any(|controller| controller == name) && order.limited;
-    let mut missing = Vec::new();
-    if let Some(resources) = linux.resources_mut() {
-        if resources.memory().is_some() && !has("memory") {
-            missing.extend(memory_limits(resources));
-            resources.set_memory(None);
-        }
-        if resources.cpu().is_some() {
-            missing.extend(cpu_limits(resources, has("cpu"), has("cpuset")));
-        }
-        if resources.pids().is_some() && !has("pids") {
-            missing.push("the limit of processes: the pids controller is not delegated".to_owned());
-            resources.set_pids(None);
-        }
-        if resources.block_io().is_some() && !has("io") {
-            missing.push("block device limits: the io controller is not delegated".to_owned());
-            resources.set_block_io(None);
-        }
-        if resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()) && !has("hugetlb") {
-            resources.set_hugepage_limits(None);
-        }
-    }
-    if !order.limited {
-        if linux.resources().as_ref().and_then(|r| r.unified().as_ref()).is_some_and(|u| !u.is_empty()) {
-            missing.push("cgroup v2 settings: no cgroup v2 is delegated".to_owned());
-        }
-        linux.set_resources(None);
-        linux.set_cgroups_path(Some(PathBuf::from(STAND_IN_CGROUP)));
-    }
-    missing
-}
-
-fn memory_limits(resources: &oci::LinuxResources) -> Option<String> {
-    let limit = resources.memory().as_ref()?.limit().filter(|&limit| limit > 0)?;
-    Some(format!("the memory limit of {limit} bytes: the memory controller is not delegated"))
-}
-
-fn cpu_limits(resources: &mut oci::LinuxResources, cpu: bool, cpuset: bool) -> Vec<String> {
-    let mut missing = Vec::new();
-    let Some(limits) = resources.cpu_mut() else { return missing };
-    if !cpuset && (limits.cpus().is_some() || limits.mems().is_some()) {
-        missing.push("the set of processors: the cpuset controller is not delegated".to_owned());
-        limits.set_cpus(None);
-        limits.set_mems(None);
-    }
-    if !cpu && *limits != oci::LinuxCpu::default() {
-        if limits.quota().is_some_and(|quota| quota > 0) || limits.shares().is_some() {
-            missing.push("the share of processor time: the cpu controller is not delegated".to_owned());
-        }
-        resources.set_cpu(None);
-    }
-    missing
-}
-
-fn adapt_pid_namespace(linux: &mut oci::Linux, order: &Order<'_>) -> Result<()> {
-    let namespaces = linux.namespaces_mut().get_or_insert_default();
-    let wanted_path = order.pid_namespace.map(PathBuf::from);
-    let found = namespaces.iter().find(|namespace| namespace.typ() == oci::LinuxNamespaceType::Pid);
-    if found.map(|namespace| namespace.path().clone()) == order.own_pid_namespace.then(|| wanted_path.clone()) {
-        return Ok(());
-    }
-    namespaces.retain(|namespace| namespace.typ() != oci::LinuxNamespaceType::Pid);
-    if order.own_pid_namespace {
-        let mut namespace = oci::LinuxNamespaceBuilder::default().typ(oci::LinuxNamespaceType::Pid);
-        if let Some(path) = wanted_path {
-            namespace = namespace.path(path);
-        }
-        namespaces.push(namespace.build().map_err(Fault::because("cannot describe the PID namespace"))?);
-    }
-    Ok(())
-}
-
 fn owner(spec: &oci::Spec) -> (Uid, Gid) {
     let user = spec.process().as_ref().map(|process| (process.user().uid(), process.user().gid()));
     let (uid, gid) = user.unwrap_or_default();
@@ -231,43 +137,6 @@ pub fn give_pipes_to((uid, gid): (Uid, Gid), streams: &[OwnedFd; 3]) -> Result<(
         }
     }
     Ok(())
-}
-
-/// Bound by a short name from inside the bundle: an address holds 108 bytes.
-fn console_socket(bundle: &Path) -> Result<UnixListener> {
-    let failed = "cannot make the socket for the terminal";
-    rustix::process::chdir(bundle).map_err(Fault::io(failed))?;
-    let _ = fs::remove_file(CONSOLE_SOCKET);
-    let listener = UnixListener::bind(CONSOLE_SOCKET).map_err(Fault::io(failed))?;
-    rustix::process::chdir("/").map_err(Fault::io(failed))?;
-    Ok(listener)
-}
-
-fn receive_terminal(listener: &UnixListener, (uid, _): (Uid, Gid), bundle: &Path) -> Result<OwnedFd> {
-    let failed = "the container's terminal did not arrive";
-    let (peer, _) = listener.accept().map_err(Fault::io(failed))?;
-    let _ = fs::remove_file(bundle.join(CONSOLE_SOCKET));
-    let terminal = receive_descriptor(peer.as_fd()).map_err(Fault::io(failed))?;
-    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
-    rustix::pty::ioctl_tiocgptpeer(&terminal, flags)
-        .and_then(|other| rustix::fs::fchown(&other, Some(uid), None))
-        .map_err(Fault::io("cannot give the terminal to the container's user"))?;
-    Ok(terminal)
-}
-
-/// One descriptor, beside whatever bytes.
-fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-    let mut bytes = [0u8; 128];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut slices = [io::IoSliceMut::new(&mut bytes)];
-    rustix::net::recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let found = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    found.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no descriptor came"))
 }
 
 /// An error with everything below it: libcontainer's own texts rarely say which file or call it was.
@@ -304,8 +173,7 @@ impl Program {
     fn die_with_supervisor(&self) -> Result<()> {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(Fault::io("cannot bind the container's life to its supervisor's"))?;
-        let supervisor =
-            descriptors::borrowed(self.supervisor).map_err(Fault::io("cannot look at the supervisor"))?;
+        let supervisor = descriptors::borrowed(self.supervisor).map_err(Fault::io("cannot look at the supervisor"))?;
         if sandbox::is_dead(supervisor) {
             fork::exit_now(NOT_EXECUTABLE);
         }

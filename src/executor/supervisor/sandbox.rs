@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::UnshareFlags;
 
 use super::fault::{Fault, Result};
 use super::pod::Pod;
@@ -25,6 +25,8 @@ use crate::sys::loopback;
 
 /// Directory in STATE_DIR that becomes /dev/shm of the pod's containers.
 pub const SHM_DIRECTORY: &str = "shm";
+/// What a panic, or a word of a child's before it is a program, goes to.
+const OWN_LOG: &str = "supervisor.log";
 /// Size of /dev/shm where the request names none.
 const SHM_DEFAULT_BYTES: u64 = 64 << 20;
 /// Highest and lowest score that the kernel knows.
@@ -42,15 +44,6 @@ pub struct Birth {
     pub listener: OwnedFd,
     /// Where the answer goes: the template's socket, closed once it is given.
     pub reply: OwnedFd,
-}
-
-/// Descriptors of this process itself that others are checked or moved by.
-#[derive(Debug)]
-pub struct Own {
-    /// This process, to see from a child whether it still lives.
-    pub process: OwnedFd,
-    /// Its PID namespace, to come back to.
-    pub pid_namespace: OwnedFd,
 }
 
 /// The whole life of a supervisor, in the process that the template forked. Answers its exit code.
@@ -72,7 +65,10 @@ pub fn live(birth: Birth) -> i32 {
 fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     template::assert_one_thread()?;
     if !spec.uid_maps.is_empty() || !spec.gid_maps.is_empty() {
-        return Err(Fault::new(ErrorKind::Unimplemented, "a pod with a user namespace of its own is not supported yet"));
+        return Err(Fault::new(
+            ErrorKind::Unimplemented,
+            "a pod with a user namespace of its own is not supported yet",
+        ));
     }
     let state_dir = checked_directory(&spec.state_dir, "state")?;
     let record_dir = checked_directory(&spec.record_dir, "record")?;
@@ -88,9 +84,10 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     }
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(Fault::io("cannot become the reaper of the pod"))?;
-    let own = own_descriptors()?;
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+        .map_err(Fault::io("cannot open a descriptor of this process"))?;
     let init = match spec.pid() {
-        NamespaceMode::Pod => Some(pod_init::start(&own.pid_namespace, &own.process)?),
+        NamespaceMode::Pod => Some(pod_init::start(&own)?),
         _ => None,
     };
     record(&state_dir, init)?;
@@ -100,18 +97,26 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
 fn checked_directory(path: &str, what: &str) -> Result<PathBuf> {
     let path = PathBuf::from(path);
     if !path.is_absolute() || !path.is_dir() {
-        return Err(Fault::invalid(format!("the pod's {what} directory {path:?} is not an existing absolute directory")));
+        return Err(Fault::invalid(format!(
+            "the pod's {what} directory {path:?} is not an existing absolute directory"
+        )));
     }
     Ok(path)
 }
 
-/// Standard error goes to a file of the pod: the daemon's may be a pipe that nobody reads any more.
+/// Output goes to a file of the pod, input comes from nowhere: the daemon's streams may be pipes that nobody reads any
+/// more, or that somebody reads to their end.
 fn speak_into(state_dir: &Path) -> Result<()> {
-    let path = state_dir.join("supervisor.log");
+    let path = state_dir.join(OWN_LOG);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
         .map_err(Fault::io(format!("cannot open {}", path.display())))?;
-    rustix::stdio::dup2_stderr(&file).map_err(Fault::io("cannot redirect standard error"))
+    let failed = "cannot redirect the standard streams";
+    let null =
+        rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(Fault::io(failed))?;
+    rustix::stdio::dup2_stdin(&null).map_err(Fault::io(failed))?;
+    rustix::stdio::dup2_stdout(&file).map_err(Fault::io(failed))?;
+    rustix::stdio::dup2_stderr(&file).map_err(Fault::io(failed))
 }
 
 fn make_namespaces(spec: &SandboxSpec) -> Result<()> {
@@ -162,20 +167,6 @@ pub fn set_oom_score(wanted: i32) -> std::io::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && wanted < current => Ok(()),
         result => result,
     }
-}
-
-fn own_descriptors() -> Result<Own> {
-    let process = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
-        .map_err(Fault::io("cannot open a descriptor of this process"))?;
-    let pid_namespace = rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Fault::io("cannot open the PID namespace of this process"))?;
-    Ok(Own { process, pid_namespace })
-}
-
-/// Children are made in this PID namespace from now on. After a failure no child could be trusted: the pod ends.
-pub fn children_into(pid_namespace: &OwnedFd) -> Result<()> {
-    rustix::thread::move_into_link_name_space(pid_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))
-        .map_err(Fault::io("cannot change the PID namespace of children"))
 }
 
 /// Whether the process behind a descriptor has ended.

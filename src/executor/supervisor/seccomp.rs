@@ -32,7 +32,8 @@ pub struct Filter {
 impl Filter {
     /// Of the container in `bundle`; also as a memory file.
     pub fn compile(bundle: &Path) -> Result<(Self, OwnedFd)> {
-        let spec = oci::Spec::load(bundle.join(SPEC_FILE)).map_err(Fault::because("cannot read the container's spec"))?;
+        let spec =
+            oci::Spec::load(bundle.join(SPEC_FILE)).map_err(Fault::because("cannot read the container's spec"))?;
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let profile = profile.ok_or_else(|| Fault::state("the container has no seccomp filter"))?;
         let memory = rustix::fs::memfd_create("cricket-seccomp", MemfdFlags::CLOEXEC)
@@ -106,16 +107,14 @@ fn add_rule(
     call: ScmpSyscall,
     conditions: &[oci::LinuxSeccompArg],
 ) -> std::result::Result<(), libseccomp::error::SeccompError> {
-    let compares: Vec<ScmpArgCompare> = conditions
-        .iter()
-        .map(|c| ScmpArgCompare::new(c.index() as u32, comparison(c), c.value()))
-        .collect();
+    let compares: Vec<ScmpArgCompare> =
+        conditions.iter().map(|c| ScmpArgCompare::new(c.index() as u32, comparison(c), c.value())).collect();
     let repeated = (1..conditions.len()).any(|i| conditions[..i].iter().any(|c| c.index() == conditions[i].index()));
     match (compares.is_empty(), repeated) {
         (true, _) => context.add_rule(action, call).map(|_| ()),
-        (false, true) => compares
-            .iter()
-            .try_for_each(|compare| context.add_rule_conditional(action, call, std::slice::from_ref(compare)).map(|_| ())),
+        (false, true) => compares.iter().try_for_each(|compare| {
+            context.add_rule_conditional(action, call, std::slice::from_ref(compare)).map(|_| ())
+        }),
         (false, false) => context.add_rule_conditional(action, call, &compares).map(|_| ()),
     }
 }

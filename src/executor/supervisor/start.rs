@@ -19,7 +19,8 @@ impl Pod {
         if container.phase != ContainerPhase::Created {
             return Err(Fault::state(format!("container {id} cannot be started: it is {:?}", container.phase)));
         }
-        let report = container.start_report.as_ref().ok_or_else(|| Fault::state("the container was started already"))?;
+        let report =
+            container.start_report.as_ref().ok_or_else(|| Fault::state("the container was started already"))?;
         rustix::io::ioctl_fionbio(report, true).map_err(Fault::io("cannot use the container's report"))?;
         self.reactor
             .watch(report, Source::StartReport(id.to_owned()))

@@ -106,13 +106,32 @@ mod tests {
     #[test]
     fn only_names_that_belong_to_a_namespace_are_taken() {
         let own = spec(NamespaceMode::Pod, NamespaceMode::Pod);
-        for good in ["net.ipv4.ip_unprivileged_port_start", "kernel.shmmax", "kernel.sem", "fs.mqueue.msg_max",
-            "net/ipv4/conf/eth0.1/forwarding", "kernel/msgmax"] {
+        for good in [
+            "net.ipv4.ip_unprivileged_port_start",
+            "kernel.shmmax",
+            "kernel.sem",
+            "fs.mqueue.msg_max",
+            "net/ipv4/conf/eth0.1/forwarding",
+            "kernel/msgmax",
+        ] {
             assert!(checked_path(good, &own).is_ok(), "{good}");
         }
-        for bad in ["kernel.core_pattern", "kernel.shmmax+kernel.core_pattern", "net", "net.", "", "kernel.sem.x",
-            "net.ipv4/../../kernel/core_pattern", "net/../kernel/core_pattern", "vm.swappiness", "kernel.domainname",
-            "net.a=1\nkernel.core_pattern", "fs.mqueue.", "kernel.hostname", "/net/ipv4/x"] {
+        for bad in [
+            "kernel.core_pattern",
+            "kernel.shmmax+kernel.core_pattern",
+            "net",
+            "net.",
+            "",
+            "kernel.sem.x",
+            "net.ipv4/../../kernel/core_pattern",
+            "net/../kernel/core_pattern",
+            "vm.swappiness",
+            "kernel.domainname",
+            "net.a=1\nkernel.core_pattern",
+            "fs.mqueue.",
+            "kernel.hostname",
+            "/net/ipv4/x",
+        ] {
             assert!(checked_path(bad, &own).is_err(), "{bad}");
         }
     }

@@ -66,8 +66,8 @@ pub fn assert_one_thread() -> Result<()> {
 /// Descriptors 0 to 2 are taken, so that no other descriptor ever gets such a number.
 fn open_standard_streams() -> Result<()> {
     loop {
-        let null: OwnedFd = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
-            .map_err(Fault::io("cannot open /dev/null"))?;
+        let null: OwnedFd =
+            rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).map_err(Fault::io("cannot open /dev/null"))?;
         if null.as_raw_fd() > 2 {
             return Ok(());
         }

@@ -53,7 +53,10 @@ fn mapper(name: &'static str) -> Finding {
 
 /// Where somebody else made the user namespace: how many ids it has.
 pub fn found_ids() -> Vec<Finding> {
-    [("uids", "/proc/self/uid_map"), ("gids", "/proc/self/gid_map")].into_iter().map(|(name, file)| mapped(name, file)).collect()
+    [("uids", "/proc/self/uid_map"), ("gids", "/proc/self/gid_map")]
+        .into_iter()
+        .map(|(name, file)| mapped(name, file))
+        .collect()
 }
 
 fn mapped(name: &str, file: &str) -> Finding {
@@ -110,7 +113,8 @@ fn why_no_namespaces() -> Option<String> {
 
 /// Ubuntu 23.10 and newer let only programs with a profile have capabilities in a user namespace.
 fn apparmor_profile() -> String {
-    let binary = fs::read_link("/proc/self/exe").map_or_else(|_| "/usr/local/bin/cricket".into(), |path| path.display().to_string());
+    let binary = fs::read_link("/proc/self/exe")
+        .map_or_else(|_| "/usr/local/bin/cricket".into(), |path| path.display().to_string());
     format!(
         "printf 'abi <abi/4.0>,\\nprofile cricket \"{binary}\" flags=(unconfined) {{ userns, }}\\n' | \
          sudo tee /etc/apparmor.d/cricket && sudo apparmor_parser -r /etc/apparmor.d/cricket"

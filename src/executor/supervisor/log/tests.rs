@@ -5,6 +5,7 @@ use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::format::LINE_LIMIT;
 use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -1,0 +1,149 @@
+//! Pods and containers as a kubelet asks for them.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use cricket::proto::cri;
+
+use super::node::Node;
+
+/// For a container to end by itself.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often is looked whether it has.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// A pod that runs.
+pub struct Pod {
+    /// Its id.
+    pub id: String,
+    config: cri::PodSandboxConfig,
+}
+
+/// A number that nothing else here has.
+fn unique() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Node {
+    /// RunPodSandbox.
+    pub async fn run_pod(&self) -> anyhow::Result<Pod> {
+        let name = format!("bench-{}", unique());
+        let directory = self.logs().join(&name);
+        std::fs::create_dir_all(&directory)?;
+        let config = cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                uid: format!("uid-{name}"),
+                name,
+                namespace: "default".to_owned(),
+                attempt: 0,
+            }),
+            log_directory: directory.display().to_string(),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                security_context: Some(cri::LinuxSandboxSecurityContext {
+                    namespace_options: Some(self.namespaces()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
+        let answer = self.runtime.clone().run_pod_sandbox(request).await.context("RunPodSandbox")?;
+        Ok(Pod { id: answer.into_inner().pod_sandbox_id, config })
+    }
+
+    fn namespaces(&self) -> cri::NamespaceOption {
+        cri::NamespaceOption {
+            network: self.network.into(),
+            pid: cri::NamespaceMode::Container.into(),
+            ipc: cri::NamespaceMode::Pod.into(),
+            ..Default::default()
+        }
+    }
+
+    /// CreateContainer, with the usual restrictions.
+    pub async fn create(&self, pod: &Pod, command: &[&str]) -> anyhow::Result<String> {
+        let name = format!("c{}", unique());
+        let config = cri::ContainerConfig {
+            log_path: format!("{name}.log"),
+            metadata: Some(cri::ContainerMetadata { name, attempt: 0 }),
+            image: Some(cri::ImageSpec { image: self.image.clone(), ..Default::default() }),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            linux: Some(cri::LinuxContainerConfig {
+                security_context: Some(cri::LinuxContainerSecurityContext {
+                    namespace_options: Some(self.namespaces()),
+                    seccomp: Some(cri::SecurityProfile::default()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let answer = self.runtime.clone().create_container(request).await.context("CreateContainer")?;
+        Ok(answer.into_inner().container_id)
+    }
+
+    /// StartContainer.
+    pub async fn start_container(&self, id: &str) -> anyhow::Result<()> {
+        let request = cri::StartContainerRequest { container_id: id.to_owned() };
+        self.runtime.clone().start_container(request).await.context("StartContainer")?;
+        Ok(())
+    }
+
+    /// ExecSync.
+    pub async fn exec(&self, id: &str, command: &[&str]) -> anyhow::Result<()> {
+        let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+        let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 10 };
+        let answer = self.runtime.clone().exec_sync(request).await.context("ExecSync")?.into_inner();
+        if answer.exit_code != 0 {
+            bail!("ExecSync {command:?}: exit code {}", answer.exit_code);
+        }
+        Ok(())
+    }
+
+    /// StopContainer without grace, and RemoveContainer.
+    pub async fn remove_container(&self, id: &str) -> anyhow::Result<()> {
+        let container_id = id.to_owned();
+        let mut runtime = self.runtime.clone();
+        let stop = cri::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
+        runtime.stop_container(stop).await.context("StopContainer")?;
+        runtime.remove_container(cri::RemoveContainerRequest { container_id }).await.context("RemoveContainer")?;
+        Ok(())
+    }
+
+    /// StopPodSandbox and RemovePodSandbox.
+    pub async fn remove_pod(&self, pod: &Pod) -> anyhow::Result<()> {
+        let pod_sandbox_id = pod.id.clone();
+        let mut runtime = self.runtime.clone();
+        let stop = cri::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
+        runtime.stop_pod_sandbox(stop).await.context("StopPodSandbox")?;
+        let remove = cri::RemovePodSandboxRequest { pod_sandbox_id };
+        runtime.remove_pod_sandbox(remove).await.context("RemovePodSandbox")?;
+        Ok(())
+    }
+
+    /// Waits until a container has ended.
+    pub async fn wait(&self, id: &str) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+            let answer = self.runtime.clone().container_status(request).await.context("ContainerStatus")?;
+            let status = answer.into_inner().status.context("a status")?;
+            if status.state() == cri::ContainerState::ContainerExited {
+                if status.exit_code != 0 {
+                    bail!("the container ended with {}: {} {}", status.exit_code, status.reason, status.message);
+                }
+                return Ok(());
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+        bail!("the container has not ended after {PATIENCE:?}")
+    }
+}
