@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Which side of a fork one is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Forked {
+pub(super) enum Forked {
     /// The new process.
     Child,
     /// The old one, with the new one's id in this PID namespace.
@@ -68,6 +68,11 @@ fn clone_process(cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> io::Result<Fo
         0 => Ok(Forked::Child),
         pid => Ok(Forked::Parent(pid as i32)),
     }
+}
+
+/// Forks; returns in both processes.
+pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    clone_process(cgroup, false)
 }
 
 /// Forks, runs `body` in the child and ends the child with the code that it returns.
