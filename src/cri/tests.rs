@@ -40,7 +40,7 @@ fn facts() -> Facts {
         cgroups,
         executable: namespace(),
     };
-    Facts { config: Arc::new(config), node: Arc::new(node), network_missing: None }
+    Facts { config: Arc::new(config), node: Arc::new(node) }
 }
 
 /// Serves on a socket of its own until the test ends.

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 
 use crate::store;
 use crate::sys::async_fd;
+use crate::sys::process::ProcessId;
 
 /// Where pods find the host's resolver when pasta carries their packets: link-local, used by nothing else.
 const PASTA_RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 53);
@@ -41,6 +42,9 @@ const RESTART_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Durati
 
 /// A driver that lived for this long is started again at once.
 const STEADY: Duration = Duration::from_secs(60);
+
+/// For a driver that is asked to end, before it is killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Which program carries the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,14 +181,20 @@ impl Outbound {
         self.driver
     }
 
-    /// Ends the driver that is recorded under `state`, if one runs. For `cricket stop`.
-    pub fn stop(state: &Path) {
-        if let Ok(record) = store::read::<Record>(&record_path(state)) {
-            if let Some(pidfd) = living(&record) {
-                let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::TERM);
-            }
-            let _ = store::remove(&record_path(state));
+    /// The driver that is recorded under `state`, if one runs.
+    pub fn running(state: &Path) -> Option<ProcessId> {
+        let record = store::read::<Record>(&record_path(state)).ok()?;
+        let process = ProcessId { pid: record.pid, start_time: record.start_time };
+        process.is_alive().then_some(process)
+    }
+
+    /// Ends the driver that is recorded under `state`, if one runs, and waits until it has ended. For `cricket stop`;
+    /// a daemon would start it again.
+    pub fn stop(state: &Path) -> io::Result<()> {
+        if let Some(driver) = Self::running(state) {
+            driver.end(STOP_PATIENCE)?;
         }
+        store::remove(&record_path(state)).map_err(io::Error::other)
     }
 }
 

@@ -26,6 +26,7 @@ mod files;
 mod member;
 mod mounts;
 mod name;
+mod network;
 mod paths;
 mod queue;
 mod record;
@@ -65,6 +66,7 @@ use crate::rootless::Node;
 use crate::store::PodId;
 
 pub use error::{PodError, PodErrorKind};
+pub use network::PodNetworks;
 
 /// What an ExecSync brought back.
 #[derive(Debug, Clone, Default)]
@@ -87,6 +89,8 @@ pub struct PodsOptions {
     pub images: Images,
     /// Forks supervisors.
     pub template: Template,
+    /// What pods are connected to.
+    pub networks: PodNetworks,
 }
 
 /// All pods. Cheap to clone. Handlers call it and may be dropped at any point: the work goes on in the pod's own
@@ -103,6 +107,7 @@ impl Pods {
             node: options.node,
             images: options.images,
             template: options.template,
+            networks: options.networks,
             layout: record::Layout::new(&options.config),
             facts: blocking(facts::Facts::read).await?,
             events: events::Events::default(),
@@ -289,6 +294,16 @@ impl Pods {
             true => Ok(view.record.id.to_string()),
             false => Err(PodError::precondition(format!("the pod {} is not ready", view.record.id.short()))),
         }
+    }
+
+    /// Why pods have no network of their own, where they have none.
+    pub fn network_missing(&self) -> Option<String> {
+        self.context.networks.missing().map(str::to_owned)
+    }
+
+    /// From now on new pods get addresses of these ranges, one or two separated by a comma; pods that run keep theirs.
+    pub async fn change_pod_ranges(&self, cidrs: &str) -> Result<(), PodError> {
+        self.context.networks.change_ranges(cidrs).await
     }
 
     /// Which containers use an image id: for `image list`, and to protect images.

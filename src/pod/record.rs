@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::network::PodNetwork;
 use crate::pod::error::PodError;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, ContainerId, PodId, RecordError};
@@ -43,6 +44,9 @@ pub(crate) struct PodRecord {
     pub(crate) boot_id: String,
     /// Absolute, from the cgroup file system's root; none where there are no cgroups for us.
     pub(crate) cgroup: Option<PathBuf>,
+    /// None: it is on the node's network, or an earlier release made it.
+    #[serde(default)]
+    pub(crate) network: Option<PodNetwork>,
 }
 
 /// A container that is made.
@@ -188,6 +192,7 @@ mod tests {
             pid: 1,
             boot_id: "x".into(),
             cgroup: None,
+            network: None,
         };
         store::write(&path, &record).expect("written");
         assert_eq!(read::<PodRecord>(&path).expect("read"), Some(record.clone()));

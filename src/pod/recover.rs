@@ -125,6 +125,7 @@ async fn end_unknown(context: &Arc<Context>, known: &HashSet<PodId>) -> Result<(
             paths::remove_tree(&directory)
         })
         .await?;
+        context.networks.tear_down(&id).await;
     }
     Ok(())
 }
@@ -140,6 +141,7 @@ async fn revive(context: Arc<Context>, found: Found) {
                 let known: HashSet<String> = found.containers.iter().map(|(_, c)| c.id.to_string()).collect();
                 end_unknown_containers(&connection, &hello, &known).await;
                 states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
+                context.networks.adopt(&found.pod).await;
                 supervisor = Some(connection);
             }
             Err(error) => tracing::error!(pod = %id, %error, "the pod's supervisor is gone"),

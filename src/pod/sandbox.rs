@@ -47,6 +47,7 @@ pub(crate) fn check(context: &Context, config: &cri::PodSandboxConfig, handler: 
         let message = format!("a pod on the host's network has the host's name, {own}, not {:?}", quoted(name));
         return Err(PodError::invalid(message));
     }
+    context.networks.check(config)?;
     let Some(linux) = &config.linux else { return Ok(()) };
     sysctls::check(&linux.sysctls, own_network, own_ipc)?;
     let security = linux.security_context.clone().unwrap_or_default();
@@ -94,7 +95,7 @@ async fn bring_up(
         blocking(move || make_directories(&context, &id, &config, cgroup.as_deref())).await?;
     }
     let supervisor = context.template.spawn(spec).await?;
-    let record = PodRecord {
+    let mut record = PodRecord {
         version: record::VERSION,
         id: id.clone(),
         config,
@@ -104,13 +105,24 @@ async fn bring_up(
         pid: supervisor.pid(),
         boot_id: context.facts.boot_id.clone(),
         cgroup,
+        network: None,
     };
-    let (path, copy) = (context.layout.pod_record(id), record.clone());
-    if let Err(error) = blocking(move || Ok(store::write(&path, &copy)?)).await {
-        end_supervisor(context, &record, Some(&supervisor)).await;
+    if let Err(error) = connect_and_record(context, &mut record, &supervisor).await {
+        end(context, &record, Some(&supervisor)).await;
+        let _ = blocking(move || Ok(cgroup::remove(&record, &[] as &[Arc<ContainerRecord>]))).await;
         return Err(error);
     }
     Ok((record, supervisor))
+}
+
+async fn connect_and_record(
+    context: &Context,
+    record: &mut PodRecord,
+    supervisor: &Supervisor,
+) -> Result<(), PodError> {
+    record.network = context.networks.set_up(record, supervisor).await?;
+    let (path, copy) = (context.layout.pod_record(&record.id), record.clone());
+    blocking(move || Ok(store::write(&path, &copy)?)).await
 }
 
 fn make_directories(
@@ -125,7 +137,8 @@ fn make_directories(
     files::private_directory(&state.join("containers"))?;
     files::private_directory(&state.join("shm"))?;
     let node_network = pod_modes(config).network == wire::NamespaceMode::Node;
-    files::write(&state, config, hostname(config, &context.facts), node_network)?;
+    let resolver = context.networks.resolver();
+    files::write(&state, config, hostname(config, &context.facts), node_network, resolver)?;
     match config.log_directory.as_str() {
         "" => Ok(()),
         path => fs::create_dir_all(path).map_err(|e| PodError::io(format_args!("create the log directory {path}"), &e)),
@@ -156,8 +169,14 @@ fn sandbox_spec(
     }
 }
 
+/// Ends everything that runs in the pod, and then takes its network away.
+async fn end(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
+    end_supervisor(context, pod, supervisor).await;
+    context.networks.tear_down(&pod.id).await;
+}
+
 /// Ends everything that runs in the pod. When the supervisor cannot be asked, what it left is found and killed.
-pub(crate) async fn end_supervisor(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
+async fn end_supervisor(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
     if let Some(supervisor) = supervisor {
         let shutdown = supervisor.call(Op::Shutdown(wire::Shutdown { grace_ms: 0 }));
         match tokio::time::timeout(SHUTDOWN_DEADLINE, shutdown).await {
@@ -183,7 +202,7 @@ pub(crate) async fn stop(
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end_supervisor(&context, &pod, supervisor.as_ref()).await;
+    end(&context, &pod, supervisor.as_ref()).await;
     blocking(move || {
         cgroup::remove(&pod, &containers);
         paths::remove_tree(&context.layout.pod_state(&pod.id))?;
@@ -200,7 +219,7 @@ pub(crate) async fn remove(
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end_supervisor(&context, &pod, supervisor.as_ref()).await;
+    end(&context, &pod, supervisor.as_ref()).await;
     for container in &containers {
         context.images.remove_snapshot(container.id.as_str()).await?;
     }
