@@ -272,7 +272,10 @@ mod tests {
             [("/../../etc", "/etc"), ("/a/./b//c/", "/a/b/c"), ("srv", "/srv"), ("/proc/self/fd/7", "/proc/self/fd/7")]
         {
             let valid = with(json!({"WorkingDir": text, "Volumes": {text: {}}})).expect("valid");
-            assert_eq!((valid.config.working_dir.as_str(), valid.config.volumes), (expected, vec![expected.to_owned()]));
+            assert_eq!(
+                (valid.config.working_dir.as_str(), valid.config.volumes),
+                (expected, vec![expected.to_owned()])
+            );
         }
         assert!(with(json!({"Volumes": {"/..": {}}})).is_err());
     }

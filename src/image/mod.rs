@@ -36,3 +36,6 @@ pub use model::{
 };
 pub use service::Images;
 pub use snapshot::MountPoint;
+
+#[cfg(test)]
+mod tests;

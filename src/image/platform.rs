@@ -156,6 +156,6 @@ mod tests {
     #[test]
     fn this_machine_runs_its_own_architecture() {
         let host = Platform::host();
-        assert_eq!(host.rank(&Platform { variant: String::new(), ..host.clone() }).is_some(), true, "{host}");
+        assert!(host.rank(&Platform { variant: String::new(), ..host.clone() }).is_some(), "{host}");
     }
 }

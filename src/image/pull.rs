@@ -36,6 +36,8 @@ use super::{Credentials, Image, ImageError, ImageErrorKind, ImageOptions, Progre
 const LAYERS_AT_A_TIME: usize = 4;
 /// Layers of all pulls that are fetched at a time.
 const LAYERS_AT_A_TIME_IN_ALL: usize = 12;
+/// Pulls that run at a time.
+const PULLS_MAX: usize = 500;
 /// Indexes within indexes.
 const INDEX_DEPTH_MAX: usize = 4;
 
@@ -96,7 +98,7 @@ impl Puller {
         progress: Option<ProgressSink>,
     ) -> Result<Arc<Image>, ImageError> {
         let reference: Reference = reference.parse()?;
-        let (work, board) = self.join(reference, credentials);
+        let (work, board) = self.join(reference, credentials)?;
         let _watching = progress.map(|sink| board.watch(sink));
         work.await.map_err(|error| ImageError::new(error.kind, error.message.clone()))
     }
@@ -106,12 +108,16 @@ impl Puller {
         &self,
         reference: Reference,
         credentials: Option<Credentials>,
-    ) -> (Shared<BoxFuture<'static, Outcome>>, Arc<Progress>) {
+    ) -> Result<(Shared<BoxFuture<'static, Outcome>>, Arc<Progress>), ImageError> {
         let key = (reference.to_string(), fingerprint(credentials.as_ref()));
         let mut running = self.state.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, pull| pull.work.upgrade().is_some_and(|work| work.peek().is_none()));
         if let Some((work, pull)) = running.get(&key).and_then(|pull| Some((pull.work.upgrade()?, pull))) {
-            return (work, Arc::clone(&pull.progress));
+            return Ok((work, Arc::clone(&pull.progress)));
+        }
+        if running.len() >= PULLS_MAX {
+            let message = format!("{PULLS_MAX} pulls are running already; try again when some have ended");
+            return Err(ImageError::new(ImageErrorKind::Exhausted, message));
         }
         let progress = Arc::new(Progress::default());
         let pull = Pull { state: Arc::clone(&self.state), reference, progress: Arc::clone(&progress) };
@@ -119,7 +125,7 @@ impl Puller {
         if let Some(weak) = work.downgrade() {
             running.insert(key, Running { work: weak, progress: Arc::clone(&progress) });
         }
-        (work, progress)
+        Ok((work, progress))
     }
 }
 

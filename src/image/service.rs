@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::archive;
 use super::layers::io_error;
+use super::pull::Puller;
 use super::snapshot::{MountPoint, Snapshots};
 use super::store::{Store, blocking};
 use super::{Credentials, FilesystemUsage, Image, ImageError, ImageOptions, ProgressSink, Snapshot};
@@ -17,6 +18,7 @@ pub struct Images {
     options: Arc<ImageOptions>,
     store: Store,
     snapshots: Snapshots,
+    puller: Puller,
 }
 
 impl Images {
@@ -27,7 +29,8 @@ impl Images {
             remove_path(&spool).map_err(|e| io_error("remove", &spool)(e.into()))?;
             let store = Store::open(&options.root, options.in_user_namespace)?;
             let snapshots = Snapshots::open(&options.root, store.clone(), options.in_user_namespace)?;
-            Ok(Self { options: Arc::new(options), store, snapshots })
+            let puller = Puller::new(&options, store.clone());
+            Ok(Self { options: Arc::new(options), store, snapshots, puller })
         })
         .await
     }
@@ -35,11 +38,11 @@ impl Images {
     /// Pulls. Two pulls of one image join; dropping the future stops a pull that nobody else waits for.
     pub async fn pull(
         &self,
-        _reference: &str,
-        _credentials: Option<Credentials>,
-        _progress: Option<ProgressSink>,
+        reference: &str,
+        credentials: Option<Credentials>,
+        progress: Option<ProgressSink>,
     ) -> Result<Arc<Image>, ImageError> {
-        todo!("pull.rs of the branch `registry`")
+        self.puller.pull(reference, credentials, progress).await
     }
 
     /// Loads every image of an OCI or docker archive (plain, gzip or zstd), streamed.

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Which side of a fork one is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Forked {
+pub enum Forked {
     /// The new process.
     Child,
     /// The old one, with the new one's id in this PID namespace.
@@ -70,8 +70,8 @@ fn clone_process(cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> io::Result<Fo
     }
 }
 
-/// Forks; returns in both processes.
-pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+/// Forks; both sides return.
+pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     clone_process(cgroup, false)
 }
 

@@ -70,7 +70,8 @@ impl Overlay<'_> {
         let lower = self.lower.iter().map(|path| open_path(path)).collect::<io::Result<Vec<_>>>()?;
         let names: Vec<String> = lower.iter().map(|fd| descriptor_path(fd.as_fd())).collect();
         let mut options = format!("lowerdir={}", names.join(":"));
-        let upper = self.upper.map(|(upper, work)| io::Result::Ok((open_path(upper)?, open_path(work)?))).transpose()?;
+        let upper =
+            self.upper.map(|(upper, work)| io::Result::Ok((open_path(upper)?, open_path(work)?))).transpose()?;
         let mut flags = MountFlags::empty();
         match &upper {
             Some((upper, work)) => {
@@ -101,8 +102,7 @@ pub fn clone_tree(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
 }
 
 fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is a NUL-terminated constant, the structure outlives the call and its size is given.
     let result = unsafe {
         libc::syscall(

@@ -114,3 +114,25 @@ async fn a_broken_configuration_is_said_and_not_passed_over() {
     assert!(error.to_string().contains("reg.test/hosts.toml"), "{error}");
     assert_eq!(kind(error), ImageErrorKind::Internal);
 }
+
+#[tokio::test]
+async fn the_environments_proxy_is_asked_but_for_loopback_addresses() {
+    let content = content();
+    let proxy = Mock::start(move |seen: &Seen| content.answer(seen)).await;
+    let child = tokio::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "mirrors::child_behind_a_proxy", "--ignored"])
+        .env("http_proxy", proxy.url())
+        .output();
+    let output = child.await.expect("a child");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let paths: Vec<_> = proxy.seen().into_iter().map(|seen| seen.path).collect();
+    assert_eq!(paths, ["http://reg.test/v2/a/b/manifests/1"]);
+}
+
+#[tokio::test]
+#[ignore = "run by the_environments_proxy_is_asked_but_for_loopback_addresses"]
+async fn child_behind_a_proxy() {
+    session("server = \"http://reg.test\"", None).await.resolve().await.expect("through the proxy");
+    let near = good().await;
+    session(&format!("server = {:?}", near.url()), None).await.resolve().await.expect("without it");
+}

@@ -110,6 +110,7 @@ impl Mock {
 }
 
 async fn serve(stream: TcpStream, answer: Answer, record: Arc<Mutex<Vec<Seen>>>) {
+    let _ = stream.set_nodelay(true);
     let mut stream = BufReader::new(stream);
     while let Some(seen) = read_request(&mut stream).await {
         record.lock().expect("no panic").push(seen.clone());

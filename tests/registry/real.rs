@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cricket::image::digest::Digest;
 use cricket::image::manifest::Manifest;
 use cricket::image::registry::session::Session;
 use cricket::image::registry::transfer;
@@ -61,6 +62,23 @@ impl Registry {
 
     pub fn plain() -> Self {
         Self::start("http: {addr: \"ADDRESS\"}\n")
+    }
+
+    /// Uploads what was made here.
+    pub async fn put(&self, content: &super::fixture::Content, repository: &str, tag: &str, manifest: &Digest) {
+        // Whoever was first has installed the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().expect("a client");
+        let base = format!("http://{}/v2/{repository}", self.address);
+        for (digest, bytes) in &content.blobs {
+            let begun = client.post(format!("{base}/blobs/uploads/")).send().await.expect("an answer");
+            let place = begun.headers()["location"].to_str().expect("a place").to_owned();
+            let upload = client.put(format!("{place}&digest={digest}")).body(bytes.clone());
+            assert_eq!(upload.send().await.expect("an answer").status(), 201);
+        }
+        let (content_type, bytes) = content.manifests[&manifest.to_string()].clone();
+        let upload = client.put(format!("{base}/manifests/{tag}")).header("content-type", content_type).body(bytes);
+        assert_eq!(upload.send().await.expect("an answer").status(), 201);
     }
 
     /// Pushes an image of one layer with the common library: another reading of the specification than ours.

@@ -13,7 +13,7 @@
 //! * [`Scratch::give_back_at`], once for all logs of the process.
 //!
 //! When the container has ended: remove both sources from epoll, call `finish`, and report the exit then; the log is
-//! complete unless `is_finished` is false (disk full): keep calling `on_wake` until it is true, also if that is long.
+//! complete unless `wake_at` still names a time (disk full): then go on calling `on_wake`, also if that takes long.
 //! SIGPIPE has to be ignored (an attached client may be gone), and SIGXFSZ.
 //!
 //! A busy stream is not read at every write of the container: it is left to fill its pipe for a millisecond, so that a

@@ -87,12 +87,7 @@ fn load_blocking(
     result
 }
 
-fn unpack(
-    store: &Store,
-    image: &Found,
-    progress: &ProgressSink,
-    unpacked: &mut Vec<Digest>,
-) -> Result<(), ImageError> {
+fn unpack(store: &Store, image: &Found, progress: &ProgressSink, unpacked: &mut Vec<Digest>) -> Result<(), ImageError> {
     let diff_ids = config::validate(&image.config)?.diff_ids;
     if diff_ids.len() != image.layers.len() {
         let text = format!("the archive has {} layers of an image of {}", image.layers.len(), diff_ids.len());

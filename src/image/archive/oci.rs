@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::super::ImageError;
 use super::super::digest::Digest;
 use super::super::hasher::digest_of;
-use super::super::manifest::{Descriptor, ImageManifest, Manifest, MANIFEST_BYTES_MAX};
+use super::super::manifest::{Descriptor, ImageManifest, MANIFEST_BYTES_MAX, Manifest};
 use super::super::platform::Platform;
 use super::super::reference::Reference;
 use super::super::store::ImageNames;
@@ -78,12 +78,7 @@ fn names_of(named: &Names, digest: &Digest) -> Result<ImageNames, ImageError> {
     Ok(names)
 }
 
-fn image(
-    spool: &Spool,
-    descriptor: &Descriptor,
-    names: ImageNames,
-    host: &Platform,
-) -> Result<Found, ImageError> {
+fn image(spool: &Spool, descriptor: &Descriptor, names: ImageNames, host: &Platform) -> Result<Found, ImageError> {
     let manifest = manifest(spool, descriptor, host)?;
     let config = small_blob(spool, &manifest.config)?;
     let layers = manifest.layers.iter().map(|layer| {

@@ -132,3 +132,10 @@ fn an_index_offers_images_and_no_attestations() {
     let error = named.choose(&host("s390x")).expect_err("none fits");
     assert_eq!(error.to_string(), "the image is not made for linux/s390x; it is made for: linux/arm64, linux/amd64");
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_document_is_too_odd_to_be_read(text in r#"(\{|\}|\[|\]|,|:|2|"schemaVersion"|"layers"|"manifests"|"config"|"size"|"digest"|"platform"|"os"|null|-1){0,40}"#) {
+        let _ = Manifest::parse(text.as_bytes(), Some(OCI));
+    }
+}

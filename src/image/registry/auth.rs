@@ -148,6 +148,13 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_header_is_too_odd_to_be_read(text in r#"[ -~é"\\,=]{0,80}"#) {
+            parse(&text);
+        }
+    }
+
     #[test]
     fn row_25_only_https_realms_are_given_credentials() {
         for (base, realm, permitted) in [

@@ -9,7 +9,7 @@ use reqwest::{Certificate, Client, ClientBuilder, Identity, Proxy, redirect};
 
 use super::error::{RegistryError, Subject};
 use super::files;
-use super::hosts::{HostOptions, HostsError, TlsFiles};
+use super::hosts::{HostOptions, HostsError, TlsFiles, authority};
 
 /// How we call ourselves.
 const USER_AGENT: &str = concat!("cricket/", env!("CARGO_PKG_VERSION"));
@@ -46,7 +46,16 @@ fn build(
         .tcp_keepalive(KEEP_ALIVE);
     let builder = with_proxy(builder, options).map_err(|error| subject.transport(error))?;
     let builder = if is_secure { with_trust(builder, &options.tls)? } else { builder.tls_certs_only([]) };
-    builder.build().map_err(|error| subject.transport(error))
+    builder.build().map_err(|error| match is_secure {
+        true => untrusting(options, &subject.transport(error)).into(),
+        false => subject.transport(error),
+    })
+}
+
+/// Mostly that this machine has no authorities at all.
+fn untrusting(options: &HostOptions, error: &RegistryError) -> HostsError {
+    let advice = "install your distribution's ca-certificates, or name an authority as `ca` in hosts.toml";
+    HostsError { path: authority(&options.base).into(), problem: format!("{error}; {advice}") }
 }
 
 /// The host's own proxy, else the environment's; none for a loopback address.

@@ -244,6 +244,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn redirects_lead_from_http_to_https_and_not_back() {
+        for (from, status, location, to) in [
+            ("https://a/v2/x", 307, "https://b/y?signature=1", Some(Ok("https://b/y?signature=1"))),
+            ("https://a/v2/x", 302, "/y", Some(Ok("https://a/y"))),
+            ("http://a/v2/x", 301, "https://a/v2/x", Some(Ok("https://a/v2/x"))),
+            ("http://a/v2/x", 308, "http://b/", Some(Ok("http://b/"))),
+            ("https://a/v2/x", 307, "http://a/v2/x", Some(Err(()))),
+            ("http://a/v2/x", 307, "file:///etc/passwd", Some(Err(()))),
+            ("http://a/v2/x", 307, "http://[", Some(Err(()))),
+            ("https://a/v2/x", 200, "https://b/", None),
+            ("https://a/v2/x", 304, "https://b/", None),
+        ] {
+            let answer = http::Response::builder().status(status).header(LOCATION, location).body("");
+            let next = next_url(&from.parse().expect("a URL"), &answer.expect("an answer").into());
+            let next = next.map(|url| url.map_err(|_| ()));
+            assert_eq!(next.as_ref().map(|url| url.as_ref().map(Url::as_str).map_err(|()| ())), to, "{location}");
+        }
+    }
+
+    #[test]
     fn retry_after_is_seconds_or_a_date() {
         for (text, expected) in [
             ("120", Some(120)),

@@ -12,6 +12,7 @@ pub mod error;
 mod files;
 pub mod hosts;
 pub mod patience;
+pub mod saved;
 pub mod session;
 mod token;
 pub mod transfer;

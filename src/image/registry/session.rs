@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use http::Method;
 use http::header::CONTENT_TYPE;
-use sha2::{Digest as _, Sha256, Sha512};
 
 use super::endpoint::{Ask, Endpoint, read_body};
 use super::error::RegistryError;
@@ -17,6 +16,7 @@ use super::patience::Patience;
 use super::token::Applicant;
 use crate::image::Credentials;
 use crate::image::digest::{Algorithm, Digest};
+use crate::image::hasher::digest_of;
 use crate::image::manifest::{CONFIG_BYTES_MAX, Descriptor, MANIFEST_BYTES_MAX};
 use crate::image::reference::{Reference, Version};
 
@@ -79,13 +79,13 @@ impl Session {
     }
 
     /// The digest that the registry says the reference has now; `None`: it does not say. Costs no manifest, which some
-    /// registries count, and proves that these credentials are good for the image.
+    /// registries count, and proves that these credentials are good for the image. Asked once: who gets no answer asks
+    /// for the manifest anyway.
     pub async fn current_digest(&self) -> Result<Option<Digest>, RegistryError> {
         let (need, version) = self.version();
         let ask = self.manifest_ask(Method::HEAD, &version);
-        let Some((endpoint, attempts)) = self.candidates(need).into_iter().next() else { return Ok(None) };
-        let applicant = self.applicant();
-        let response = self.patience.persist(attempts, || endpoint.send(&ask, &applicant)).await?;
+        let Some((endpoint, _)) = self.candidates(need).into_iter().next() else { return Ok(None) };
+        let response = endpoint.send(&ask, &self.applicant()).await?;
         let said = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         Ok(said.and_then(|text| text.parse().ok()).or_else(|| self.reference.digest().cloned()))
     }
@@ -205,12 +205,5 @@ impl Session {
             Some(wanted) if *wanted != own => Err(subject.bad_answer(format!("its bytes have the digest {own}"))),
             _ => Ok(Document { bytes, digest: own, content_type }),
         }
-    }
-}
-
-fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
-    match algorithm {
-        Algorithm::Sha256 => Digest::from_bytes(algorithm, &Sha256::digest(bytes)),
-        Algorithm::Sha512 => Digest::from_bytes(algorithm, &Sha512::digest(bytes)),
     }
 }

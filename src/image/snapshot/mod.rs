@@ -224,8 +224,8 @@ impl Snapshots {
         let mut mode = Mode::from_raw_mode(0o755);
         if let Some(diff_id) = layers.iter().rev().find(says_so) {
             let tree = store.tree(diff_id);
-            let stat = statat(CWD, &tree, rustix::fs::AtFlags::empty())
-                .map_err(|e| io_error("look at", &tree)(e.into()))?;
+            let stat =
+                statat(CWD, &tree, rustix::fs::AtFlags::empty()).map_err(|e| io_error("look at", &tree)(e.into()))?;
             let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
             chownat(CWD, to, Some(uid), Some(gid), rustix::fs::AtFlags::empty())
                 .map_err(|e| io_error("change owner of", to)(e.into()))?;

@@ -92,12 +92,7 @@ impl<R: Read> Entries<R> {
         }
     }
 
-    fn entry(
-        &mut self,
-        header: Header,
-        prefix: Prefix,
-        block: &[u8; BLOCK_BYTES],
-    ) -> Result<Entry, UnpackError> {
+    fn entry(&mut self, header: Header, prefix: Prefix, block: &[u8; BLOCK_BYTES]) -> Result<Entry, UnpackError> {
         let pax = prefix.pax.unwrap_or_default();
         if let Some(size) = pax.size.filter(|_| header.kind.has_data()) {
             self.data = size;

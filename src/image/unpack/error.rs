@@ -55,10 +55,14 @@ impl UnpackError {
             Self::Write { source, .. } => match source.raw_os_error().map(Errno::from_raw_os_error) {
                 Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => ImageErrorKind::Exhausted,
                 Some(
-                    Errno::NAMETOOLONG | Errno::INVAL | Errno::NOTDIR | Errno::ISDIR | Errno::MLINK | Errno::NOENT | Errno::LOOP,
-                ) => {
-                    ImageErrorKind::BadImage
-                }
+                    Errno::NAMETOOLONG
+                    | Errno::INVAL
+                    | Errno::NOTDIR
+                    | Errno::ISDIR
+                    | Errno::MLINK
+                    | Errno::NOENT
+                    | Errno::LOOP,
+                ) => ImageErrorKind::BadImage,
                 _ => ImageErrorKind::Internal,
             },
             Self::Source(_) => ImageErrorKind::Unavailable,

@@ -135,8 +135,7 @@ impl Extractor {
     }
 
     fn directory_over(&mut self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), UnpackError> {
-        let stat =
-            statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(UnpackError::write("look at", name))?;
+        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(UnpackError::write("look at", name))?;
         if file_type(&stat) == FileType::Directory {
             return Ok(());
         }
@@ -175,7 +174,8 @@ impl Extractor {
             return Err(malformed("is a hard link to itself", entry));
         }
         let missing = |_| {
-            let text = format!("{} is a hard link to {}, which the layer has not", quoted(&entry.path), quoted(&entry.link));
+            let text =
+                format!("{} is a hard link to {}, which the layer has not", quoted(&entry.path), quoted(&entry.link));
             UnpackError::Malformed(text)
         };
         let from = self.tree.existing_parent(target_parent).map_err(missing)?;
@@ -183,9 +183,7 @@ impl Extractor {
         if file_type(&stat) == FileType::Directory || is_whiteout(&stat) {
             return Err(malformed("is a hard link to what is no file", entry));
         }
-        self.replacing(parent, name, "make hard link", || {
-            linkat(&from, target_name, parent, name, AtFlags::empty())
-        })
+        self.replacing(parent, name, "make hard link", || linkat(&from, target_name, parent, name, AtFlags::empty()))
     }
 
     fn file<R: Read>(
@@ -197,7 +195,8 @@ impl Extractor {
     ) -> Result<(), UnpackError> {
         Budget::file(entry.size)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = self.replacing(parent, name, "make file", || openat(parent, name, flags, Mode::RUSR | Mode::WUSR))?;
+        let file =
+            self.replacing(parent, name, "make file", || openat(parent, name, flags, Mode::RUSR | Mode::WUSR))?;
         let mut file = std::fs::File::from(file);
         let written = match &entry.pieces {
             None => self.copy(&mut file, data, entry)?,
@@ -215,12 +214,7 @@ impl Extractor {
         attributes::apply(file.as_fd(), entry)
     }
 
-    fn copy(
-        &mut self,
-        file: &mut std::fs::File,
-        data: &mut impl Read,
-        entry: &Entry,
-    ) -> Result<u64, UnpackError> {
+    fn copy(&mut self, file: &mut std::fs::File, data: &mut impl Read, entry: &Entry) -> Result<u64, UnpackError> {
         let mut written = 0;
         loop {
             let mut filled = 0;

@@ -115,3 +115,10 @@ fn the_directory_is_found_in_both_spellings_of_the_port() {
     assert_eq!(hosts[0].tls.client, Some((root.join("plain.io/me.cert"), Some(root.join("plain.io/me.key")))));
     std::fs::remove_dir_all(root).expect("removed");
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_file_is_too_odd_to_be_read(text in r#"(server = |\[host\."|"\]|https?://|ca = |client = |\[|\]|"|a|,|\n|:|5|/|header|=){0,40}"#) {
+        let _ = parsed("reg.io", &text);
+    }
+}

@@ -1,0 +1,167 @@
+//! Snapshots on real overlay mounts, seen through their detached mounts.
+
+use std::collections::HashSet;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use super::support::*;
+use crate::image::{ImageErrorKind, MountPoint};
+
+const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+async fn three_layers(scratch: &Scratch) -> std::sync::Arc<crate::image::Image> {
+    let lower = Layer::new()
+        .raw(b'5', b"./", b"", b"", |h| h.set_mode(0o750))
+        .dir("etc")
+        .file("etc/a", "lower")
+        .file("etc/gone", "lower")
+        .dir("opaque")
+        .file("opaque/hidden", "lower")
+        .dir("again")
+        .file("again/hidden", "lower")
+        .entry(b'0', "su", "", 0o4755, b"x")
+        .symlink("run", "var/run")
+        .tar();
+    let middle = Layer::new()
+        .dir("etc")
+        .file("etc/.wh.gone", "")
+        .dir("opaque")
+        .file("opaque/.wh..wh..opq", "")
+        .file("opaque/new", "middle")
+        .file(".wh.again", "")
+        .dir("again")
+        .file("again/new", "middle")
+        .tar();
+    let upper = Layer::new().file("etc/a", "upper").tar();
+    commit(&scratch.store(), &[lower, middle, upper], "docker.io/library/x:1").await
+}
+
+#[tokio::test]
+async fn a_snapshot_shows_the_layers_and_takes_writes() {
+    if !in_node("snapshots::a_snapshot_shows_the_layers_and_takes_writes") {
+        return;
+    }
+    let scratch = Scratch::new("snapshot");
+    let image = three_layers(&scratch).await;
+    let images = scratch.images().await;
+    assert!(images.has_overlay());
+    let snapshot = images.snapshot(KEY, &image, false).await.expect("a snapshot");
+    let read = |path: &str| std::fs::read_to_string(inside(&snapshot, path)).ok();
+    assert_eq!(read("etc/a").as_deref(), Some("upper"));
+    assert_eq!((read("etc/gone"), read("opaque/hidden"), read("again/hidden")), (None, None, None));
+    assert!(!inside(&snapshot, "etc/gone").exists());
+    assert_eq!((read("opaque/new").as_deref(), read("again/new").as_deref()), (Some("middle"), Some("middle")));
+    let su = std::fs::metadata(inside(&snapshot, "su")).expect("su");
+    assert_eq!(su.mode() & 0o7777, 0o4755);
+    let root = std::fs::metadata(inside(&snapshot, ".")).expect("the root");
+    assert_eq!(root.permissions().mode() & 0o7777, 0o750);
+
+    std::fs::write(inside(&snapshot, "etc/new"), vec![1; 100_000]).expect("written");
+    std::fs::remove_file(inside(&snapshot, "etc/a")).expect("removed");
+    let usage = images.snapshot_usage(KEY).await.expect("usage");
+    assert!((100_000..200_000).contains(&usage.bytes) && usage.inodes >= 4, "{usage:?}");
+    drop(snapshot);
+
+    // Found again, also after a restart, with what was written.
+    let images = scratch.images().await;
+    let snapshot = images.snapshot(KEY, &image, false).await.expect("the same");
+    assert!(inside(&snapshot, "etc/new").exists() && !inside(&snapshot, "etc/a").exists());
+    drop(snapshot);
+    assert_eq!(images.snapshot(KEY, &image, true).await.expect_err("differs").kind, ImageErrorKind::Busy);
+    images.remove_snapshot(KEY).await.expect("removed");
+    images.remove_snapshot(KEY).await.expect("again is fine");
+    assert_eq!(std::fs::read_dir(scratch.options().root.join("snapshots")).expect("listed").count(), 0);
+}
+
+#[tokio::test]
+async fn a_read_only_snapshot_has_its_mount_points_and_takes_no_writes() {
+    if !in_node("snapshots::a_read_only_snapshot_has_its_mount_points_and_takes_no_writes") {
+        return;
+    }
+    let scratch = Scratch::new("read-only");
+    let image = three_layers(&scratch).await;
+    let images = scratch.images().await;
+    let point = |path: &str, is_directory| MountPoint { path: path.to_owned(), is_directory };
+    let points = vec![
+        point("/etc/hosts", false),
+        point("/etc/a", false),
+        point("/var/run/", true),
+        point("/run/secrets/kubernetes.io", true),
+        point("/", true),
+    ];
+    let snapshot = images.read_only_snapshot(KEY, &image, points).await.expect("a snapshot");
+    assert!(snapshot.upper.is_none());
+    let write = std::fs::write(inside(&snapshot, "etc/new"), "x").expect_err("read-only");
+    assert_eq!(write.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(std::fs::read_to_string(inside(&snapshot, "etc/hosts")).expect("there"), "");
+    assert_eq!(std::fs::read_to_string(inside(&snapshot, "etc/a")).expect("there"), "upper");
+    assert!(inside(&snapshot, "var/run/secrets/kubernetes.io").is_dir());
+    assert_eq!(std::fs::metadata(inside(&snapshot, ".")).expect("root").permissions().mode() & 0o7777, 0o750);
+}
+
+#[tokio::test]
+async fn images_of_no_one_and_five_hundred_layers_are_mounted() {
+    if !in_node("snapshots::images_of_no_one_and_five_hundred_layers_are_mounted") {
+        return;
+    }
+    for count in [0, 1, 497] {
+        let scratch = Scratch::new(&format!("count-{count}"));
+        let store = scratch.store();
+        let layers: Vec<_> = (0..count).map(|n| Layer::new().file(&format!("f{n}"), "x").tar()).collect();
+        let image = commit(&store, &layers, "docker.io/library/x:1").await;
+        let images = scratch.images().await;
+        for read_only in [false, true] {
+            let key = format!("{read_only}");
+            let snapshot = images.snapshot(&key, &image, read_only).await.expect(&key);
+            assert_eq!(std::fs::read_dir(inside(&snapshot, ".")).expect("listed").count(), count);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_occurs_twice_is_mounted_once() {
+    if !in_node("snapshots::a_layer_that_occurs_twice_is_mounted_once") {
+        return;
+    }
+    let scratch = Scratch::new("repeated");
+    let one = Layer::new().file("a", "1").tar();
+    let two = Layer::new().file("a", "2").file("b", "2").tar();
+    let image = commit(&scratch.store(), &[one.clone(), two, one], "docker.io/library/x:1").await;
+    let snapshot = scratch.images().await.snapshot(KEY, &image, false).await.expect("a snapshot");
+    assert_eq!(std::fs::read_to_string(inside(&snapshot, "a")).expect("read"), "1");
+    assert_eq!(std::fs::read_to_string(inside(&snapshot, "b")).expect("read"), "2");
+}
+
+#[tokio::test]
+async fn layers_in_use_stay_until_the_snapshot_goes() {
+    if !in_node("snapshots::layers_in_use_stay_until_the_snapshot_goes") {
+        return;
+    }
+    let scratch = Scratch::new("in-use");
+    let image = three_layers(&scratch).await;
+    let images = scratch.images().await;
+    let snapshot = images.snapshot(KEY, &image, false).await.expect("a snapshot");
+    assert!(images.remove("x:1").await.expect("removed"));
+    assert!(images.list().is_empty());
+    assert_eq!(std::fs::read_to_string(inside(&snapshot, "etc/a")).expect("still there"), "upper");
+    drop(snapshot);
+
+    let images = scratch.images().await;
+    images.retain_snapshots(&HashSet::from([KEY.to_owned()])).await.expect("kept");
+    images.snapshot(KEY, &image, false).await.expect("layers are still there");
+    images.retain_snapshots(&HashSet::new()).await.expect("removed");
+    assert_eq!(std::fs::read_dir(scratch.options().root.join("layers")).expect("listed").count(), 0);
+}
+
+#[tokio::test]
+async fn names_of_snapshots_are_no_paths() {
+    if !in_node("snapshots::names_of_snapshots_are_no_paths") {
+        return;
+    }
+    let scratch = Scratch::new("keys");
+    let image = three_layers(&scratch).await;
+    let images = scratch.images().await;
+    for key in ["", ".", "..", "../layers", "a/b", ".temporary-1", "a\0", &"k".repeat(200)] {
+        assert_eq!(images.snapshot(key, &image, false).await.expect_err(key).kind, ImageErrorKind::Invalid);
+        assert_eq!(images.remove_snapshot(key).await.expect_err(key).kind, ImageErrorKind::Invalid);
+    }
+}
