@@ -12,6 +12,7 @@
 
 mod args;
 mod capabilities;
+mod cgroup;
 mod container;
 mod context;
 mod create;
@@ -26,7 +27,6 @@ mod member;
 mod mounts;
 mod name;
 mod paths;
-mod process;
 mod queue;
 mod record;
 mod recover;
