@@ -31,7 +31,15 @@ fn facts() -> Facts {
         cni_plugin_dirs: Vec::new(),
         pod_cidrs: Vec::new(),
     };
-    let node = Node { kind: NodeKind::Made, pid: 7, network: namespace(), uts: namespace(), ipc: namespace(), cgroups, executable: namespace() };
+    let node = Node {
+        kind: NodeKind::Made,
+        pid: 7,
+        network: namespace(),
+        uts: namespace(),
+        ipc: namespace(),
+        cgroups,
+        executable: namespace(),
+    };
     Facts { config: Arc::new(config), node: Arc::new(node), network_missing: None }
 }
 

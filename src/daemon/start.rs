@@ -25,8 +25,7 @@ pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
     })
     .await?;
     let template = Template::start(template_options(node)?).await?;
-    let options =
-        PodsOptions { config: Arc::clone(config), node: Arc::clone(node), images: images.clone(), template };
+    let options = PodsOptions { config: Arc::clone(config), node: Arc::clone(node), images: images.clone(), template };
     let pods = Pods::open(options).await?;
     let listeners = session_urls::listeners(config.streaming_address, node)?;
     let server = streaming::Server::start(listeners, Arc::new(pods.clone()))?;

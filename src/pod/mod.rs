@@ -12,6 +12,7 @@
 
 mod args;
 mod capabilities;
+mod cgroup;
 mod container;
 mod context;
 mod create;
@@ -26,7 +27,6 @@ mod member;
 mod mounts;
 mod name;
 mod paths;
-mod process;
 mod queue;
 mod record;
 mod recover;
@@ -277,6 +277,11 @@ impl Pods {
         Ok(self.place(container_id)?.container.record.id.to_string())
     }
 
+    /// As [`Pods::check_session`], for an attach, which may begin before the container runs.
+    pub fn check_attach(&self, container_id: &str) -> Result<String, PodError> {
+        Ok(self.unended(container_id)?.container.record.id.to_string())
+    }
+
     /// As [`Pods::check_session`], of a pod for port-forward.
     pub fn check_port_forward(&self, pod_id: &str) -> Result<String, PodError> {
         let view = self.pod(pod_id)?.1;
@@ -305,6 +310,11 @@ impl Pods {
     fn place(&self, id: &str) -> Result<Place, PodError> {
         let (slot, view, container) = self.context.table.container(id)?;
         Place::of(slot, &view, container)
+    }
+
+    fn unended(&self, id: &str) -> Result<Place, PodError> {
+        let (slot, view, container) = self.context.table.container(id)?;
+        Place::of_unended(slot, &view, container)
     }
 
     fn pod(&self, id: &str) -> Result<(Arc<PodSlot>, Arc<PodView>), PodError> {

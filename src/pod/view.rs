@@ -76,7 +76,7 @@ impl PodView {
     /// For verbose answers.
     pub(crate) fn info(&self) -> HashMap<String, String> {
         let info = serde_json::json!({
-            "pid": self.record.supervisor.pid,
+            "pid": self.record.pid,
             "cgroup": self.record.cgroup,
             "runtimeHandler": self.record.handler,
             "config": self.record.config,
@@ -159,7 +159,7 @@ impl ContainerView {
     pub(crate) fn info(&self) -> HashMap<String, String> {
         let info = serde_json::json!({
             "sandboxID": self.record.pod,
-            "pid": if self.phase == Phase::Exited { 0 } else { self.record.process.pid },
+            "pid": if self.phase == Phase::Exited { 0 } else { self.record.pid },
             "cgroup": self.record.cgroup,
             "notEnforced": self.record.not_enforced,
             "config": self.record.config,

@@ -35,8 +35,7 @@ pub fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
-/// Clones this process. `cgroup` is an open directory of cgroup v2 for the child to be born in. A `sibling` is a child
-/// of this process's own parent.
+/// See [`fork`]. A `sibling` is a child of this process's own parent.
 fn clone_process(cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> io::Result<Forked> {
     let mut arguments = libc::clone_args {
         flags: 0,
@@ -70,14 +69,14 @@ fn clone_process(cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> io::Result<Fo
     }
 }
 
-/// Forks; both sides return.
+/// Clones this process. `cgroup` is an open directory of cgroup v2 for the child to be born in.
 pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     clone_process(cgroup, false)
 }
 
 /// Forks, runs `body` in the child and ends the child with the code that it returns.
 pub fn fork_and_run(cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> io::Result<i32> {
-    match clone_process(cgroup, false)? {
+    match fork(cgroup)? {
         Forked::Parent(pid) => Ok(pid),
         Forked::Child => {
             let _guard = ExitOnDrop;

@@ -4,8 +4,9 @@
 //! A compiled filter is a memory file: the flags for the kernel (8 bytes), then the program as `sys::filter` has it.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
@@ -50,13 +51,16 @@ impl Filter {
         Ok((Self::load(&memory)?, memory))
     }
 
-    /// From a memory file.
+    /// From a memory file. Several processes may read it at a time: they share its position, so that is not used.
     pub fn load(memory: &OwnedFd) -> Result<Self> {
         let failed = "cannot read the compiled seccomp filter";
-        let mut file = File::from(memory.try_clone().map_err(Fault::io(failed))?);
-        let mut program = Vec::new();
-        file.seek(SeekFrom::Start(0)).map_err(Fault::io(failed))?;
-        file.take(FILTER_LIMIT_BYTES).read_to_end(&mut program).map_err(Fault::io(failed))?;
+        let file = File::from(memory.try_clone().map_err(Fault::io(failed))?);
+        let length = file.metadata().map_err(Fault::io(failed))?.len();
+        if length > FILTER_LIMIT_BYTES {
+            return Err(Fault::state(failed));
+        }
+        let mut program = vec![0; length as usize];
+        file.read_exact_at(&mut program, 0).map_err(Fault::io(failed))?;
         let Some((flags, instructions)) = program.split_first_chunk::<FLAG_BYTES>() else {
             return Err(Fault::state(failed));
         };
@@ -159,4 +163,26 @@ fn arch(arch: oci::Arch) -> Option<ScmpArch> {
         oci::Arch::ScmpArchAarch64 => ScmpArch::Aarch64,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_compiled_once_and_loaded_by_others() {
+        let bundle = std::env::temp_dir().join(format!("cricket-seccomp-{}", std::process::id()));
+        std::fs::create_dir_all(&bundle).expect("a directory");
+        let spec = r#"{"ociVersion":"1.2.0","root":{"path":"rootfs"},"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ERRNO",
+            "flags":["SECCOMP_FILTER_FLAG_LOG"],"architectures":["SCMP_ARCH_X86_64"],
+            "syscalls":[{"names":["read","no_such_call"],"action":"SCMP_ACT_ALLOW"}]}}}"#;
+        std::fs::write(bundle.join(SPEC_FILE), spec).expect("written");
+        let (filter, memory) = Filter::compile(&bundle).expect("compiled");
+        std::fs::remove_dir_all(bundle).expect("removed");
+        assert_eq!(filter.flags, FLAG_LOG);
+        assert!(!filter.program.is_empty() && filter.program.len().is_multiple_of(8));
+        for _ in 0..2 {
+            assert_eq!(Filter::load(&memory).expect("loaded").program, filter.program);
+        }
+    }
 }
