@@ -198,7 +198,7 @@ async fn a_missing_executable_is_named_and_leaves_the_pod_well() {
 async fn bad_image_names_are_refused() {
     let node = Node::start().await;
     let mut images = node.images().await;
-    for name in ["", "UPPER/case", "a b", "/etc/passwd", "../up:1", "name:tag:tag", "name@sha256:1234"] {
+    for name in ["", "nowhere.local/UPPER/case", "a b", "/etc/passwd", "../up:1", "name:tag:tag", "name@sha256:1234"] {
         let image = Some(cri::ImageSpec { image: name.to_owned(), ..Default::default() });
         let request = cri::PullImageRequest { image: image.clone(), ..Default::default() };
         refused(name, images.pull_image(request).await, &[Code::InvalidArgument], "");
