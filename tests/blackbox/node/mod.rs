@@ -217,10 +217,12 @@ impl Drop for Node {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        // Files in snapshots belong to subordinate ids: only the node's root can remove them.
-        let _ = self.cricket(["enter", "--", "rm", "-rf"]).arg(self.root()).output();
-        let _ = self.cricket(["stop"]).output();
-        let _ = std::fs::remove_dir_all(&self.dir);
+        let _ = self.cricket(["stop", "--pods"]).stdin(Stdio::null()).output();
+        if std::fs::remove_dir_all(&self.dir).is_err() {
+            // Files in snapshots belong to subordinate ids: only a root over these can remove them.
+            let mut remove = Command::new("unshare");
+            let _ = remove.args(["--map-root-user", "--map-auto", "--", "rm", "-rf"]).arg(&self.dir).output();
+        }
     }
 }
 
