@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 
 use crate::store;
 use crate::sys::async_fd;
+use crate::sys::namespace::inode;
 use crate::sys::process::ProcessId;
 
 /// Where pods find the host's resolver when pasta carries their packets: link-local, used by nothing else.
@@ -106,6 +107,8 @@ struct Record {
     pid: i32,
     /// In clock ticks since boot, field 22 of /proc/PID/stat.
     start_time: u64,
+    /// Inode of the network namespace that it serves; a driver may outlive a node that was killed.
+    network: u64,
 }
 
 const RECORD_VERSION: u32 = 1;
@@ -141,6 +144,12 @@ pub enum OutboundError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Not a namespace.
+    #[error("cannot look at the node's network namespace: {0}")]
+    Namespace(#[source] io::Error),
+    /// It belongs to a node that is gone.
+    #[error("cannot end the way out of an earlier node: {0}")]
+    Leftover(#[source] io::Error),
 }
 
 /// Watches the driver; dropping it leaves the driver running.
@@ -162,7 +171,11 @@ impl Outbound {
     /// that is installed.
     pub async fn ensure(state: &Path, network: OwnedFd, wanted: Option<Driver>) -> Result<Self, OutboundError> {
         let network = Arc::new(network);
-        let found = store::read::<Record>(&record_path(state)).ok();
+        let served = inode(&*network).map_err(OutboundError::Namespace)?;
+        let found = store::read::<Record>(&record_path(state)).ok().filter(|record| record.network == served);
+        if found.is_none() {
+            Self::stop(state).map_err(OutboundError::Leftover)?;
+        }
         let (driver, pidfd) = match found.as_ref().and_then(|r| Some((r.driver, living(r)?))) {
             Some(running) => running,
             None => {
@@ -211,7 +224,7 @@ fn start(driver: Driver, state: &Path, network: &OwnedFd) -> io::Result<OwnedFd>
     let pidfd =
         rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::NONBLOCK)?;
     let start_time = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
-    let record = Record { version: RECORD_VERSION, driver, pid, start_time };
+    let record = Record { version: RECORD_VERSION, driver, pid, start_time, network: inode(network)? };
     store::write(&record_path(state), &record).map_err(io::Error::other)?;
     Ok(pidfd)
 }
@@ -258,7 +271,8 @@ mod tests {
     fn a_record_of_another_process_with_the_same_number_is_not_the_driver() {
         let pid = std::process::id() as i32;
         let time = start_time(pid).expect("this process has a start time");
-        let record = |start_time| Record { version: RECORD_VERSION, driver: Driver::Pasta, pid, start_time };
+        let record =
+            |start_time| Record { version: RECORD_VERSION, driver: Driver::Pasta, pid, start_time, network: 1 };
         assert!(living(&record(time)).is_some());
         assert!(living(&record(time + 1)).is_none());
     }
