@@ -81,7 +81,9 @@ mod tests {
         let findings = vec![finding(Verdict::Ok, ""), broken(), broken()];
         let text = table(&Report { will_run: false, findings });
         assert!(
-            text.starts_with("ok    overlay  tried\nFAIL  overlay  tried\nFAIL  overlay  tried\n               -> modprobe overlay\n"),
+            text.starts_with(
+                "ok    overlay  tried\nFAIL  overlay  tried\nFAIL  overlay  tried\n               -> modprobe overlay\n"
+            ),
             "{text}"
         );
         assert!(text.contains("will not run"));

@@ -118,6 +118,8 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
         .build()
         .map_err(DaemonError::io("starting threads"))?;
     let facts = Facts { config: Arc::new(config), node: Arc::new(node), network_missing: network_missing() };
+    rootless::keep(facts.config.state.clone(), Arc::clone(&facts.node))
+        .map_err(DaemonError::io("starting a thread"))?;
     let result = runtime.block_on(run(facts, &socket));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result

@@ -119,7 +119,10 @@ fn words(file: &Path) -> Vec<String> {
 }
 
 fn not_delegated(controller: &str) -> String {
-    format!("{}: the cgroup controller {controller} is not delegated: `cricket check` prints the command that mends it", what_it_limits(controller))
+    format!(
+        "{}: the cgroup controller {controller} is not delegated: `cricket check` prints the command that mends it",
+        what_it_limits(controller)
+    )
 }
 
 fn not_enabled(controller: &str, base: &Path, error: &io::Error) -> String {

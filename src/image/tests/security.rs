@@ -43,7 +43,10 @@ async fn row_16_paths_do_not_leave_the_layer() {
     .await;
     for target in ["../../../../outside", "/", "/proc/self/cwd", "..", "."] {
         let tar = Layer::new().symlink("link", target).file("link/x", "x").dir("link/y/z").tar();
-        attack("symlink", &tar, |result| assert!(result.is_err() || result.is_ok_and(|tree| tree.join("link").is_symlink()))).await;
+        attack("symlink", &tar, |result| {
+            assert!(result.is_err() || result.is_ok_and(|tree| tree.join("link").is_symlink()))
+        })
+        .await;
     }
     attack("usr-merge", &Layer::new().symlink("lib", "/usr/lib").file("lib/x", "x").tar(), |result| {
         let tree = result.expect("harmless");
@@ -241,7 +244,10 @@ async fn row_21_sparse_files_keep_their_holes() {
     ];
     attack("holes", &Layer::new().pax(&sparse).file("f", "abc").tar(), |result| {
         let content = std::fs::read(result.expect("fits").join("real")).expect("made");
-        assert_eq!((content.len(), content[0], content[1], &content[5_000_000..5_000_002]), (10_000_000, b'a', 0, &b"bc"[..]));
+        assert_eq!(
+            (content.len(), content[0], content[1], &content[5_000_000..5_000_002]),
+            (10_000_000, b'a', 0, &b"bc"[..])
+        );
     })
     .await;
     let overlapping = [sparse[0], sparse[1], sparse[3], ("GNU.sparse.map", b"0,2,1,1")];
