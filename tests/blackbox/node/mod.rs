@@ -162,8 +162,13 @@ impl Node {
     /// Kubernetes' own command line, pointed at this node.
     pub fn crictl<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
         let endpoint = format!("unix://{}", self.socket().display());
+        // Without a file of its own it looks for the machine's.
+        let config = self.dir.join("crictl.yaml");
+        std::fs::write(&config, format!("runtime-endpoint: {endpoint}\n")).expect("a file of ours");
         let mut command = Command::new(provision("clients/crictl"));
         command
+            .arg("--config")
+            .arg(config)
             .args(["--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "--timeout", "30s"])
             .args(arguments);
         command
