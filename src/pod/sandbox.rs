@@ -109,7 +109,11 @@ async fn bring_up(
     };
     if let Err(error) = connect_and_record(context, &mut record, &supervisor).await {
         end(context, &record, Some(&supervisor)).await;
-        let _ = blocking(move || Ok(cgroup::remove(&record, &[] as &[Arc<ContainerRecord>]))).await;
+        let _ = blocking(move || {
+            cgroup::remove(&record, &[] as &[Arc<ContainerRecord>]);
+            Ok(())
+        })
+        .await;
         return Err(error);
     }
     Ok((record, supervisor))
