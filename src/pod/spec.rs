@@ -175,10 +175,11 @@ fn refuse_absent_modules(security: &cri::LinuxContainerSecurityContext, facts: &
         return Err(PodError::unimplemented("SELinux labels of processes are not there yet"));
     }
     let local = |p: &cri::SecurityProfile| p.profile_type() == cri::security_profile::ProfileType::Localhost;
-    if security.apparmor.as_ref().is_some_and(local) && !facts.apparmor {
-        return Err(PodError::precondition("an AppArmor profile is given, but this node has no AppArmor"));
+    match security.apparmor.as_ref().is_some_and(local) {
+        false => Ok(()),
+        true if facts.apparmor => Err(PodError::unimplemented("AppArmor profiles of containers are not applied yet")),
+        true => Err(PodError::precondition("an AppArmor profile is given, but this node has no AppArmor")),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -300,6 +301,9 @@ pub(crate) mod tests {
         let mut profile = cri::SecurityProfile { localhost_ref: "localhost/x".into(), ..Default::default() };
         profile.set_profile_type(cri::security_profile::ProfileType::Localhost);
         *fixture.security() = cri::LinuxContainerSecurityContext { apparmor: Some(profile), ..Default::default() };
-        assert!(fixture.container().specification().is_err());
+        for present in [false, true] {
+            fixture.facts.apparmor = present;
+            assert!(fixture.container().specification().is_err(), "never silently without");
+        }
     }
 }
