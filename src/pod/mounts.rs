@@ -11,6 +11,18 @@ use crate::proto::{cri, supervisor as wire};
 
 /// Most mounts of a request; a kubelet sends a few dozen.
 const MOUNT_LIMIT: usize = 4096;
+/// What may be mounted below /proc, as other runtimes have it (lxcfs does). Anything else there could make what is written
+/// to /proc/self go to the container's own files (SECURITY row 11).
+const BELOW_PROC: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+];
 /// Group of terminals, by convention.
 const TTY_GROUP: u32 = 5;
 
@@ -136,6 +148,9 @@ fn bind(wish: &cri::Mount) -> Result<oci::Mount, PodError> {
         options.push(if wish.readonly { "ro" } else { "rw" });
     }
     let source = source(&wish.host_path, &destination)?;
+    if destination == Path::new("/proc") && source != Path::new("/proc") {
+        return Err(PodError::invalid("nothing but the node's /proc can be mounted at /proc"));
+    }
     Ok(mount(destination.to_str().expect("made of a text"), "bind", source, &options))
 }
 
@@ -145,6 +160,14 @@ fn destination(path: &str) -> Result<PathBuf, PodError> {
     let clean = paths::inside("the mount destination", &absolute)?;
     if clean == Path::new("/") || absolute.split('/').any(|part| part == "..") {
         return Err(PodError::invalid(format!("nothing can be mounted at {:?}", quoted(path))));
+    }
+    let is_below_proc = clean.starts_with("/proc") && clean != Path::new("/proc");
+    if is_below_proc && !BELOW_PROC.iter().any(|allowed| clean == Path::new(allowed)) {
+        let allowed = BELOW_PROC.join(", ");
+        return Err(PodError::invalid(format!(
+            "nothing can be mounted at {:?}: of /proc only {allowed}",
+            quoted(path)
+        )));
     }
     Ok(clean)
 }
@@ -234,6 +257,9 @@ mod tests {
             wish("", "/tmp"),
             wish("/", "/tmp"),
             wish("/a/../..", "/tmp"),
+            wish("/proc", "/tmp"),
+            wish("//proc/./self/attr", "/tmp"),
+            wish("proc/sys", "/tmp"),
             wish("/data", ""),
             wish("/data", "relative"),
             wish("/data", "/tmp/../etc"),

@@ -211,9 +211,21 @@ pub(crate) async fn stop(
         cgroup::remove(&pod, &containers);
         paths::remove_tree(&context.layout.pod_state(&pod.id))?;
         let stopped = PodRecord { stopped: true, ..(*pod).clone() };
-        Ok(store::write(&context.layout.pod_record(&pod.id), &stopped)?)
+        stopped_as_recorded(store::write(&context.layout.pod_record(&pod.id), &stopped))
     })
     .await
+}
+
+/// A full disk does not keep a pod from being stopped: it is what removing the pod may mend. Without the record a restarted
+/// daemon finds no supervisor and takes the pod down once more.
+fn stopped_as_recorded(written: Result<(), store::RecordError>) -> Result<(), PodError> {
+    match written {
+        Err(error) if error.is_disk_full() => {
+            tracing::warn!(%error, "a pod is stopped, but the disk is too full to write that down");
+            Ok(())
+        }
+        other => Ok(other?),
+    }
 }
 
 /// Stops the pod and removes every trace of it and of its containers.
@@ -234,4 +246,21 @@ pub(crate) async fn remove(
         paths::remove_tree(&context.layout.pod(&pod.id))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_does_not_keep_a_pod_from_being_stopped() {
+        let failed = |kind: io::ErrorKind| {
+            Err(store::RecordError::Io { path: "pod.json".into(), action: "write", source: kind.into() })
+        };
+        assert!(stopped_as_recorded(failed(io::ErrorKind::StorageFull)).is_ok());
+        assert!(stopped_as_recorded(failed(io::ErrorKind::QuotaExceeded)).is_ok());
+        assert!(stopped_as_recorded(failed(io::ErrorKind::PermissionDenied)).is_err());
+    }
 }

@@ -91,7 +91,15 @@ fn sync_parent(path: &Path) -> Result<(), RecordError> {
 
 /// Reads the record `path`.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
-    let file = File::open(path).map_err(RecordError::io(path, "open"))?;
+    // NONBLOCK: opening a FIFO must not wait for a writer, or the daemon's start would.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(RecordError::io(path, "open"))?;
+    if !file.metadata().map_err(RecordError::io(path, "look at"))?.is_file() {
+        return Err(RecordError::io(path, "read")(io::Error::other("it is not a regular file")));
+    }
     let mut bytes = Vec::new();
     file.take(RECORD_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(RecordError::io(path, "read"))?;
     if bytes.len() as u64 > RECORD_LIMIT_BYTES {
@@ -129,5 +137,14 @@ mod tests {
         fs::write(&path, b"[1, 2").expect("written");
         assert!(matches!(read::<Vec<u32>>(&path), Err(RecordError::Malformed { .. })));
         fs::remove_file(&path).expect("removed");
+    }
+
+    #[test]
+    fn a_record_that_is_no_file_is_refused_without_waiting() {
+        let path = std::env::temp_dir().join(format!("cricket-fifo-{}.json", std::process::id()));
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("a FIFO");
+        assert!(matches!(read::<Vec<u32>>(&path), Err(RecordError::Io { .. })));
+        fs::remove_file(path).expect("removed");
     }
 }

@@ -73,6 +73,10 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
         signal_process(made.pid, Signal::KILL);
         return Err(Fault::state(format!("the container did not get into its cgroup {}", directory.display())));
     }
+    if let Some(Err(fault)) = made.below_proc.as_deref().map(|wanted| preflight::check_mounts(made.pid, wanted)) {
+        signal_process(made.pid, Signal::KILL);
+        return Err(fault);
+    }
     // The container has a mount of its own; ours would only be one more for the next container to copy.
     let _ = rustix::mount::unmount(&rootfs, UnmountFlags::DETACH);
     if let Err(fault) = propagate(made.pid, &job.request.propagations) {

@@ -4,7 +4,9 @@
 //! device nodes that follow, would land outside (SECURITY.md rows 7 and 8). Nothing else runs in the root yet, so what is
 //! seen here is what the runtime will find.
 
+use std::fs;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
@@ -13,6 +15,9 @@ use super::fault::{Fault, Result};
 
 /// Places that must be directories, or absent.
 const DIRECTORIES: &[&str] = &["proc", "sys", "dev"];
+
+/// Field of a line of mountinfo.
+const MOUNT_POINT: usize = 4;
 
 /// Refuses a root that is not fit.
 pub fn check(root: impl AsFd) -> Result<()> {
@@ -32,13 +37,48 @@ pub fn check(root: impl AsFd) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a container, made but not started, whose mounts ended up below /proc though none was to be there: a link of the
+/// image led them. What is written to /proc/self would go to the image's files (SECURITY.md row 11).
+pub fn check_mounts(pid: i32, wanted: &[PathBuf]) -> Result<()> {
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))
+        .map_err(Fault::io("cannot look at the container's mounts"))?;
+    match stray_mount(&table, wanted) {
+        Some(stray) => {
+            let links = "a link of the image leads a mount there";
+            Err(Fault::image(format!(
+                "{} of the container is covered by a mount: {links}; it is not run",
+                stray.display()
+            )))
+        }
+        None => Ok(()),
+    }
+}
+
+fn stray_mount(table: &str, wanted: &[PathBuf]) -> Option<PathBuf> {
+    let points = table.lines().filter_map(|line| line.split(' ').nth(MOUNT_POINT)).map(Path::new);
+    let mut strays = points.filter(|point| {
+        point.starts_with("/proc") && *point != Path::new("/proc") && !wanted.iter().any(|path| path == point)
+    });
+    strays.next().map(Path::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
     use crate::proto::supervisor::ErrorKind;
+
+    #[test]
+    fn a_mount_below_proc_that_nobody_asked_for_is_found() {
+        let line = |point: &str| format!("99 98 0:5 / {point} rw,relatime - ext4 /dev/vda rw\n");
+        let good = line("/") + &line("/proc") + &line("/proc/sys") + &line("/process/1") + &line("/data");
+        let wanted = [PathBuf::from("/proc/sys")];
+        assert_eq!(stray_mount(&good, &wanted), None);
+        for stray in ["/proc/1", "/proc/1/attr", "/proc/sys/kernel"] {
+            assert_eq!(stray_mount(&(good.clone() + &line(stray)), &wanted), Some(stray.into()));
+        }
+    }
 
     #[test]
     fn a_root_whose_mount_points_are_links_or_files_is_refused() {

@@ -11,7 +11,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
@@ -70,6 +70,8 @@ pub struct Created {
     pub terminal: Option<OwnedFd>,
     /// Limits that had to be left out.
     pub not_enforced: Vec<String>,
+    /// What may be mounted below its /proc; `None`: its /proc is the node's, with all that is there.
+    pub below_proc: Option<Vec<PathBuf>>,
 }
 
 /// Creates a container.
@@ -85,7 +87,20 @@ pub fn create(order: Order<'_>) -> Result<Created> {
     };
     let pid = build(&order, console.is_some())?;
     let terminal = console.map(|listener| console::receive(&listener, owner, order.bundle)).transpose()?;
-    Ok(Created { pid, terminal, not_enforced })
+    Ok(Created { pid, terminal, not_enforced, below_proc: below_proc(&spec) })
+}
+
+fn below_proc(spec: &oci::Spec) -> Option<Vec<PathBuf>> {
+    let mounts = spec.mounts().iter().flatten();
+    let mut places: Vec<PathBuf> = mounts.clone().map(|mount| mount.destination().clone()).collect();
+    if mounts.clone().any(|mount| mount.destination() == Path::new("/proc") && mount.typ().as_deref() == Some("bind")) {
+        return None;
+    }
+    if let Some(linux) = spec.linux() {
+        let guarded = [linux.masked_paths(), linux.readonly_paths()];
+        places.extend(guarded.into_iter().flatten().flatten().map(PathBuf::from));
+    }
+    Some(places)
 }
 
 fn build(order: &Order<'_>, console: bool) -> Result<i32> {
