@@ -131,6 +131,10 @@ pub fn told(status: Status) -> anyhow::Error {
     let message = status.message().trim();
     match status.code() {
         Code::Unimplemented => anyhow!("this daemon cannot do that: {message}"),
+        // The daemon hangs up on other users, root too where it is in a user namespace.
+        Code::Unknown if message == "transport error" => anyhow!(
+            "the daemon hung up: it ended, or it belongs to another user; run this as that user, or see the daemon's log"
+        ),
         Code::Unavailable if message.is_empty() => anyhow!("the daemon is gone: start it with `cricket serve`"),
         _ if message.is_empty() => anyhow!("the daemon refused: {}", status.code()),
         _ => anyhow!("{}", message.replace('\n', " ")),
