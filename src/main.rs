@@ -12,8 +12,17 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("cricket: {error:#}");
+            eprintln!("cricket: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes; a cause that the words before it tell already is not told again.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.contains(&cause) {
+        true => told,
+        false if told.is_empty() => cause,
+        false => format!("{told}: {cause}"),
+    })
 }

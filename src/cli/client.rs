@@ -108,7 +108,9 @@ async fn channel(socket: &Path) -> anyhow::Result<Channel> {
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .connect_with_connector(connector)
         .await
-        .with_context(|| format!("cannot speak to the daemon at {}", socket.display()))
+        .with_context(|| {
+            format!("cannot speak to the daemon at {} (is it another user's? run this as that user)", socket.display())
+        })
 }
 
 fn not_there(socket: &Path, error: &io::Error) -> anyhow::Error {
@@ -131,6 +133,10 @@ pub fn told(status: Status) -> anyhow::Error {
     let message = status.message().trim();
     match status.code() {
         Code::Unimplemented => anyhow!("this daemon cannot do that: {message}"),
+        // The daemon hangs up on other users, root too where it is in a user namespace.
+        _ if message == "transport error" => anyhow!(
+            "the daemon hung up: it ended, or it belongs to another user; run this as that user, or see the daemon's log"
+        ),
         Code::Unavailable if message.is_empty() => anyhow!("the daemon is gone: start it with `cricket serve`"),
         _ if message.is_empty() => anyhow!("the daemon refused: {}", status.code()),
         _ => anyhow!("{}", message.replace('\n', " ")),

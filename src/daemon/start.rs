@@ -39,6 +39,11 @@ pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
 
 fn template_options(node: &Node) -> Result<TemplateOptions, DaemonError> {
     let duplicate = |fd: &OwnedFd| fd.as_fd().try_clone_to_owned().map_err(DaemonError::io("duplicating a namespace"));
-    let namespaces = vec![duplicate(&node.network)?, duplicate(&node.uts)?, duplicate(&node.ipc)?];
+    // Elsewhere the template inherits them from us, and may lack the right to join them: those that a user namespace
+    // found belong to whoever made it.
+    let namespaces = match node.kind {
+        NodeKind::Made => vec![duplicate(&node.network)?, duplicate(&node.uts)?, duplicate(&node.ipc)?],
+        NodeKind::Found | NodeKind::Root => Vec::new(),
+    };
     Ok(TemplateOptions { executable: node.executable_path(), namespaces })
 }

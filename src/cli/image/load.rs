@@ -79,7 +79,7 @@ fn read_in_chunks(mut archive: Box<dyn Read + Send>) -> mpsc::Receiver<LoadImage
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) => {
-                    eprintln!("error: reading the archive: {error}");
+                    eprintln!("cricket: reading the archive: {error}");
                     return;
                 }
             }

@@ -51,12 +51,22 @@ fn mapper(name: &'static str) -> Finding {
     Finding::fail(name, format!("{} is neither setuid root nor has capabilities", path.display()), mend)
 }
 
-/// Where somebody else made the user namespace: how many ids it has.
+/// Where somebody else made the user namespace: how many ids it has, and whether groups can be set.
 pub fn found_ids() -> Vec<Finding> {
-    [("uids", "/proc/self/uid_map"), ("gids", "/proc/self/gid_map")]
-        .into_iter()
-        .map(|(name, file)| mapped(name, file))
-        .collect()
+    let ids = [("uids", "/proc/self/uid_map"), ("gids", "/proc/self/gid_map")];
+    ids.into_iter().map(|(name, file)| mapped(name, file)).chain([groups()]).collect()
+}
+
+fn groups() -> Finding {
+    let setting = fs::read_to_string("/proc/self/setgroups").unwrap_or_default();
+    match setting.trim() {
+        "deny" => Finding::fail(
+            "groups",
+            "setgroups is denied in this user namespace: no container can be given its groups",
+            "make the namespace with newgidmap, which allows it (unshare --map-root-user --map-auto, rootlesskit)",
+        ),
+        _ => Finding::ok("groups", "containers can be given groups"),
+    }
 }
 
 fn mapped(name: &str, file: &str) -> Finding {
