@@ -1,4 +1,7 @@
 //! The binary: parse the command line, dispatch. No thread exists before a command starts one.
+//!
+//! What runs where a container could reach it (`cricket supervise`) is executed from a sealed mount of this binary
+//! (`sys::sealed`), made by the daemon before its first thread; the command refuses to run from anywhere else.
 
 use std::process::ExitCode;
 

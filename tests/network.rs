@@ -191,7 +191,7 @@ async fn a_way_out(driver: Driver) {
     until("the node reaches the host's server again", ask).await;
 
     drop(second);
-    Outbound::stop(&state);
+    Outbound::stop(&state).expect("it ends");
     assert!(recorded_pid(&state).is_none());
     std::fs::remove_dir_all(&state).expect("removed");
 }

@@ -40,7 +40,14 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
 
 fn table(report: &Report) -> String {
     let width = report.findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
-    let mut text: String = report.findings.iter().map(|finding| line(finding, width)).collect();
+    let mut text = String::new();
+    for (finding, next) in report.findings.iter().zip(report.findings.iter().skip(1).map(Some).chain([None])) {
+        text += &line(finding, width);
+        // One command often mends several things: it is said once, after the last of them.
+        if !finding.mend.is_empty() && next.is_none_or(|next| next.mend != finding.mend) {
+            text += &format!("{:<6}{:<width$}  -> {}\n", "", "", finding.mend);
+        }
+    }
     text.push_str(match (report.will_run, report.findings.iter().any(|finding| finding.verdict == Verdict::Warn)) {
         (false, _) => "\nPods will not run here until what fails is mended.\n",
         (true, true) => "\nPods will run here; the warnings say what they will lack.\n",
@@ -55,11 +62,7 @@ fn line(finding: &Finding, width: usize) -> String {
         Verdict::Warn => "warn",
         Verdict::Fail => "FAIL",
     };
-    let mut text = format!("{verdict:<4}  {:<width$}  {}\n", finding.name, finding.meaning);
-    if !finding.mend.is_empty() {
-        text += &format!("{:<6}{:<width$}  -> {}\n", "", "", finding.mend);
-    }
-    text
+    format!("{verdict:<4}  {:<width$}  {}\n", finding.name, finding.meaning)
 }
 
 #[cfg(test)]
@@ -74,10 +77,13 @@ mod tests {
             meaning: "tried".into(),
             mend: mend.into(),
         };
-        let findings = vec![finding(Verdict::Ok, ""), finding(Verdict::Fail, "modprobe overlay")];
+        let broken = || finding(Verdict::Fail, "modprobe overlay");
+        let findings = vec![finding(Verdict::Ok, ""), broken(), broken()];
         let text = table(&Report { will_run: false, findings });
         assert!(
-            text.starts_with("ok    overlay  tried\nFAIL  overlay  tried\n               -> modprobe overlay\n"),
+            text.starts_with(
+                "ok    overlay  tried\nFAIL  overlay  tried\nFAIL  overlay  tried\n               -> modprobe overlay\n"
+            ),
             "{text}"
         );
         assert!(text.contains("will not run"));

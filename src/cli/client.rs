@@ -118,7 +118,9 @@ fn not_there(socket: &Path, error: &io::Error) -> anyhow::Error {
             "no daemon listens at {path}: start one with `cricket serve`, or say where it is with --socket or --state"
         ),
         io::ErrorKind::PermissionDenied => {
-            anyhow!("the daemon at {path} belongs to another user: run this as that user, or start your own with `cricket serve`")
+            anyhow!(
+                "the daemon at {path} belongs to another user: run this as that user, or start your own with `cricket serve`"
+            )
         }
         _ => anyhow!("cannot connect to {path}: {error}"),
     }

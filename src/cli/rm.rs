@@ -71,9 +71,8 @@ async fn own_log_directories(client: &mut Client, pod_id: &str) -> anyhow::Resul
     for container in containers.into_inner().containers {
         let log = client.container_status(&container.id).await?.log_path;
         let directory = Path::new(&log).parent();
-        directories.extend(
-            directory.filter(|dir| dir.parent() == Some(Path::new(&node.log_directory))).map(Path::to_owned),
-        );
+        directories
+            .extend(directory.filter(|dir| dir.parent() == Some(Path::new(&node.log_directory))).map(Path::to_owned));
     }
     Ok(directories)
 }

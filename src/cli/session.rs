@@ -58,7 +58,8 @@ impl Session {
         let mut request = url.as_str().into_client_request().context("the daemon gave an odd URL")?;
         request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
         let address = request.uri().authority().context("the daemon gave a URL without an address")?.to_string();
-        let stream = TcpStream::connect(&address).await.with_context(|| format!("cannot reach the daemon at {address}"))?;
+        let stream =
+            TcpStream::connect(&address).await.with_context(|| format!("cannot reach the daemon at {address}"))?;
         let (socket, _) = tokio_tungstenite::client_async(request, stream).await.context("the session cannot begin")?;
         Ok(Self { socket })
     }

@@ -1,5 +1,6 @@
 //! `cricket stop`: ends the daemon, and then the node unless pods run in it; with `--pods`, the pods and whatever else
-//! runs in the node. Ending what has ended is no error. Mounts and networks go with their namespaces.
+//! runs in the node. The way out goes with the node. Ending what has ended is no error. Mounts and networks go with their
+//! namespaces.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use super::Settings;
 use crate::config::Config;
 use crate::executor::client::Supervisor;
 use crate::executor::leftovers;
+use crate::network::outbound::Outbound;
 use crate::proto::supervisor::{Shutdown, request::Op};
 use crate::rootless::{NodeRecord, cgroups};
 use crate::store::Lock;
@@ -125,13 +127,14 @@ async fn end_pod(directory: PathBuf) {
 /// Whatever else is in a node that we made: a kubelet, a shell, a process that left its pod.
 fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
     let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
+    let driver = Outbound::running(state);
     let mut count = 0;
     for _ in 0..ROUNDS {
         let others: Vec<_> = record
             .members()
             .context("looking into the node")?
             .into_iter()
-            .filter(|other| *other != record.process)
+            .filter(|other| *other != record.process && Some(*other) != driver)
             .collect();
         if others.is_empty() {
             break;
@@ -144,10 +147,13 @@ fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
 /// The node, unless somebody is in it: it is theirs too.
 fn end_node(state: &Path) -> anyhow::Result<Option<String>> {
     let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
-    let others = record.members().context("looking into the node")?.len() - usize::from(record.is_live());
+    let driver = Outbound::running(state);
+    let members = record.members().context("looking into the node")?;
+    let others = members.iter().filter(|member| **member != record.process && Some(**member) != driver).count();
     if others > 0 {
         return Ok(Some(format!("the node (pid {}) is kept for {others} process(es) in it", record.process.pid)));
     }
+    Outbound::stop(state).context("ending the way out of the node")?;
     let was_there = record.is_live() && record.process.end(NODE_PATIENCE).context("ending the node process")?;
     NodeRecord::remove(state)?;
     if let Some(base) = &record.cgroup {

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn ages_are_said_in_their_largest_unit() {
-        let cases = [(0, "now"), (1, "1 second ago"), (59, "59 seconds ago"), (60, "1 minute ago"), (7200, "2 hours ago")];
+        let cases =
+            [(0, "now"), (1, "1 second ago"), (59, "59 seconds ago"), (60, "1 minute ago"), (7200, "2 hours ago")];
         for (seconds, expected) in cases {
             assert_eq!(span(Duration::from_secs(seconds)), expected);
         }

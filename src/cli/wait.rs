@@ -5,7 +5,9 @@ use std::time::Duration;
 use tonic::Streaming;
 
 use super::client::Client;
-use crate::proto::cri::{ContainerEventResponse, ContainerEventType, ContainerState, ContainerStatus, GetEventsRequest};
+use crate::proto::cri::{
+    ContainerEventResponse, ContainerEventType, ContainerState, ContainerStatus, GetEventsRequest,
+};
 
 /// Between two questions where there are no events.
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
@@ -15,7 +17,8 @@ const FAILURES: u32 = 50;
 
 /// Resolves when the container has exited.
 pub async fn exited(client: &mut Client, id: &str) -> anyhow::Result<ContainerStatus> {
-    let mut events = client.runtime.get_container_events(GetEventsRequest {}).await.ok().map(tonic::Response::into_inner);
+    let mut events =
+        client.runtime.get_container_events(GetEventsRequest {}).await.ok().map(tonic::Response::into_inner);
     let mut failures = 0;
     loop {
         match client.container_status(id).await {

@@ -45,8 +45,6 @@ pub struct Facts {
     pub config: Arc<Config>,
     /// The node.
     pub node: Arc<Node>,
-    /// Why pods have no network, where they have none.
-    pub network_missing: Option<String>,
 }
 
 /// What the services stand on once the daemon is ready.
@@ -90,10 +88,6 @@ impl Services {
 
     fn closing(&self) -> CancellationToken {
         self.shared.closing.clone()
-    }
-
-    fn is_ready(&self) -> bool {
-        self.shared.backend.get().is_some()
     }
 
     fn backend(&self) -> Result<&Backend, Status> {

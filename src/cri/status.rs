@@ -55,7 +55,9 @@ impl From<PodError> for Status {
 impl From<ImageError> for Status {
     fn from(error: ImageError) -> Self {
         let message = match error.kind {
-            ImageErrorKind::Unavailable => format!("{REGISTRY_UNAVAILABLE}: {}", error.message),
+            ImageErrorKind::Unavailable if !error.message.starts_with(REGISTRY_UNAVAILABLE) => {
+                format!("{REGISTRY_UNAVAILABLE}: {}", error.message)
+            }
             _ => error.message,
         };
         Status::new(code_of_image(error.kind), cut(message))
@@ -118,8 +120,10 @@ mod tests {
 
     #[test]
     fn a_registry_that_does_not_answer_is_told_in_the_kubelets_word() {
-        let error = ImageError { kind: ImageErrorKind::Unavailable, message: "a.example: refused".to_owned() };
-        assert_eq!(Status::from(error).message(), "RegistryUnavailable: a.example: refused");
+        for message in ["a.example: refused", "RegistryUnavailable: a.example: refused"] {
+            let error = ImageError { kind: ImageErrorKind::Unavailable, message: message.to_owned() };
+            assert_eq!(Status::from(error).message(), "RegistryUnavailable: a.example: refused");
+        }
     }
 
     #[test]

@@ -31,8 +31,16 @@ fn facts() -> Facts {
         cni_plugin_dirs: Vec::new(),
         pod_cidrs: Vec::new(),
     };
-    let node = Node { kind: NodeKind::Made, pid: 7, network: namespace(), uts: namespace(), ipc: namespace(), cgroups, executable: namespace() };
-    Facts { config: Arc::new(config), node: Arc::new(node), network_missing: None }
+    let node = Node {
+        kind: NodeKind::Made,
+        pid: 7,
+        network: namespace(),
+        uts: namespace(),
+        ipc: namespace(),
+        cgroups,
+        executable: namespace(),
+    };
+    Facts { config: Arc::new(config), node: Arc::new(node) }
 }
 
 /// Serves on a socket of its own until the test ends.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! one thread:  directories -> lock -> socket (bound: clients may connect and wait) -> join the node
-//! then tokio:  serve (Status: not ready) -> images -> template -> pods (recovery) -> streaming -> ready
+//! then tokio:  serve (Status: not ready) -> images -> template -> network -> pods (recovery) -> streaming -> ready
 //! SIGTERM:     no new calls -> calls under way end, or DRAIN_TIMEOUT passes -> exit; pods run on
 //! ```
 //!
@@ -11,6 +11,7 @@
 
 mod directories;
 mod logging;
+mod network;
 mod server;
 mod session_urls;
 mod shutdown;
@@ -117,7 +118,9 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(DaemonError::io("starting threads"))?;
-    let facts = Facts { config: Arc::new(config), node: Arc::new(node), network_missing: network_missing() };
+    let facts = Facts { config: Arc::new(config), node: Arc::new(node) };
+    rootless::keep(facts.config.state.clone(), Arc::clone(&facts.node))
+        .map_err(DaemonError::io("starting a thread"))?;
     let result = runtime.block_on(run(facts, &socket));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -156,9 +159,4 @@ fn report(config: &Config, node: &Node) {
     for missing in &node.cgroups.missing {
         tracing::warn!("not enforced: {missing}");
     }
-}
-
-/// Pods have no network of their own in this release; those that use the node's are not held back.
-fn network_missing() -> Option<String> {
-    Some("pods have a loopback interface only: this release has no pod network yet".to_owned())
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{DaemonError, session_urls};
+use super::{DaemonError, network, session_urls};
 use crate::cri::{Backend, Facts};
 use crate::executor::client::{Template, TemplateOptions};
 use crate::image::{ImageOptions, Images};
@@ -15,7 +15,7 @@ use crate::sys;
 /// Below the root.
 const IMAGES: &str = "images";
 
-/// Images, then the template, then the pods with everything that is left of them, then the streaming server.
+/// Images, then the template, then the network, then the pods with everything that is left of them, then the streaming server.
 pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
     let (config, node) = (&facts.config, &facts.node);
     let images = Images::open(ImageOptions {
@@ -25,8 +25,10 @@ pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
     })
     .await?;
     let template = Template::start(template_options(node)?).await?;
+    let networks = network::start(facts).await;
+    let (config_of_pods, node_of_pods) = (Arc::clone(config), Arc::clone(node));
     let options =
-        PodsOptions { config: Arc::clone(config), node: Arc::clone(node), images: images.clone(), template };
+        PodsOptions { config: config_of_pods, node: node_of_pods, images: images.clone(), template, networks };
     let pods = Pods::open(options).await?;
     let listeners = session_urls::listeners(config.streaming_address, node)?;
     let server = streaming::Server::start(listeners, Arc::new(pods.clone()))?;

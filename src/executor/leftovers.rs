@@ -6,19 +6,19 @@
 //! * `containers/ID/process.json`: the first process of a container.
 //!
 //! `start_ticks` is field 22 of /proc/PID/stat: a process with the same id and another start is somebody else.
-//! `mount_namespace` is the inode of the container's mount namespace: every process that lives in it is the container's,
-//! also one that has left its parents, session and groups. It is the guard where there is neither a cgroup nor a PID
+//! `mount_namespace` is the id of the container's mount namespace (the inode would be given to the next namespace): every
+//! process that lives in it is the container's, also one that has left its parents, session and groups. It is the guard where there is neither a cgroup nor a PID
 //! namespace of its own. Runs in the daemon: after it has seen a supervisor go, and for each pod without one when it starts.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::store::{self, RecordError};
+use crate::sys::namespaces;
 
 /// Layout of the record.
 const VERSION: u32 = 1;
@@ -65,7 +65,7 @@ impl ProcessRecord {
         start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
     }
 
-    /// The inode of its mount namespace.
+    /// What names its mount namespace.
     pub fn mount_namespace(&self) -> u64 {
         self.mount_namespace
     }
@@ -148,9 +148,9 @@ fn signal_member(pid: i32, namespace: u64, signal: Signal) {
     }
 }
 
-/// The inode of a process's mount namespace; an error for a zombie too.
+/// What names a process's mount namespace; an error for a zombie too.
 pub fn mount_namespace(pid: i32) -> io::Result<u64> {
-    Ok(fs::metadata(format!("/proc/{pid}/ns/mnt"))?.ino())
+    namespaces::mount_namespace_id(&fs::File::open(format!("/proc/{pid}/ns/mnt"))?)
 }
 
 /// When a process was started, in ticks since boot; an error for one that has ended, zombies included.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::archive;
 use super::layers::io_error;
 use super::pull::Puller;
-use super::snapshot::{MountPoint, Snapshots};
+use super::snapshot::{MountPoint, Snapshots, Writes};
 use super::store::{Store, blocking};
 use super::{Credentials, FilesystemUsage, Image, ImageError, ImageOptions, ProgressSink, Snapshot};
 use crate::sys::removal::remove_path;
@@ -82,31 +82,26 @@ impl Images {
         Ok((images, FilesystemUsage { mountpoint, bytes, inodes }))
     }
 
-    /// Makes (or finds again) the snapshot `key`, a container's id. Durable before it is answered. A read-only one is
-    /// mounted read-only, so nothing can be made in it later: see [`Self::read_only_snapshot`].
+    /// Makes (or finds again) the snapshot `key`, a container's id. Durable before it is answered. With `read_only` the
+    /// mount can still be written, for mount points that the image lacks; the OCI spec's `root.readonly` closes it.
     pub async fn snapshot(&self, key: &str, image: &Image, read_only: bool) -> Result<Snapshot, ImageError> {
-        self.create(key, image, read_only, Vec::new()).await
+        self.create(key, image, if read_only { Writes::MountPoints } else { Writes::Kept }).await
     }
 
-    /// As [`Self::snapshot`], read-only, with mount points that the image may lack made in it beforehand.
+    /// As [`Self::snapshot`], with a mount that is read-only itself: it has no upper layer, and `points` are made in it
+    /// beforehand.
     pub async fn read_only_snapshot(
         &self,
         key: &str,
         image: &Image,
         points: Vec<MountPoint>,
     ) -> Result<Snapshot, ImageError> {
-        self.create(key, image, true, points).await
+        self.create(key, image, Writes::None(points)).await
     }
 
-    async fn create(
-        &self,
-        key: &str,
-        image: &Image,
-        read_only: bool,
-        points: Vec<MountPoint>,
-    ) -> Result<Snapshot, ImageError> {
+    async fn create(&self, key: &str, image: &Image, writes: Writes) -> Result<Snapshot, ImageError> {
         let (snapshots, key, image) = (self.snapshots.clone(), key.to_owned(), image.clone());
-        blocking(move || snapshots.create(&key, &image, read_only, &points)).await
+        blocking(move || snapshots.create(&key, &image, &writes)).await
     }
 
     /// Bytes and inodes of the container's own writes.

@@ -22,6 +22,8 @@ use tokio::task::JoinHandle;
 
 use crate::store;
 use crate::sys::async_fd;
+use crate::sys::namespace::inode;
+use crate::sys::process::ProcessId;
 
 /// Where pods find the host's resolver when pasta carries their packets: link-local, used by nothing else.
 const PASTA_RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 53);
@@ -41,6 +43,9 @@ const RESTART_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Durati
 
 /// A driver that lived for this long is started again at once.
 const STEADY: Duration = Duration::from_secs(60);
+
+/// For a driver that is asked to end, before it is killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Which program carries the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +107,8 @@ struct Record {
     pid: i32,
     /// In clock ticks since boot, field 22 of /proc/PID/stat.
     start_time: u64,
+    /// Inode of the network namespace that it serves; a driver may outlive a node that was killed.
+    network: u64,
 }
 
 const RECORD_VERSION: u32 = 1;
@@ -137,6 +144,12 @@ pub enum OutboundError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Not a namespace.
+    #[error("cannot look at the node's network namespace: {0}")]
+    Namespace(#[source] io::Error),
+    /// It belongs to a node that is gone.
+    #[error("cannot end the way out of an earlier node: {0}")]
+    Leftover(#[source] io::Error),
 }
 
 /// Watches the driver; dropping it leaves the driver running.
@@ -158,7 +171,11 @@ impl Outbound {
     /// that is installed.
     pub async fn ensure(state: &Path, network: OwnedFd, wanted: Option<Driver>) -> Result<Self, OutboundError> {
         let network = Arc::new(network);
-        let found = store::read::<Record>(&record_path(state)).ok();
+        let served = inode(&*network).map_err(OutboundError::Namespace)?;
+        let found = store::read::<Record>(&record_path(state)).ok().filter(|record| record.network == served);
+        if found.is_none() {
+            Self::stop(state).map_err(OutboundError::Leftover)?;
+        }
         let (driver, pidfd) = match found.as_ref().and_then(|r| Some((r.driver, living(r)?))) {
             Some(running) => running,
             None => {
@@ -177,14 +194,20 @@ impl Outbound {
         self.driver
     }
 
-    /// Ends the driver that is recorded under `state`, if one runs. For `cricket stop`.
-    pub fn stop(state: &Path) {
-        if let Ok(record) = store::read::<Record>(&record_path(state)) {
-            if let Some(pidfd) = living(&record) {
-                let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::TERM);
-            }
-            let _ = store::remove(&record_path(state));
+    /// The driver that is recorded under `state`, if one runs.
+    pub fn running(state: &Path) -> Option<ProcessId> {
+        let record = store::read::<Record>(&record_path(state)).ok()?;
+        let process = ProcessId { pid: record.pid, start_time: record.start_time };
+        process.is_alive().then_some(process)
+    }
+
+    /// Ends the driver that is recorded under `state`, if one runs, and waits until it has ended. For `cricket stop`;
+    /// a daemon would start it again.
+    pub fn stop(state: &Path) -> io::Result<()> {
+        if let Some(driver) = Self::running(state) {
+            driver.end(STOP_PATIENCE)?;
         }
+        store::remove(&record_path(state)).map_err(io::Error::other)
     }
 }
 
@@ -201,7 +224,7 @@ fn start(driver: Driver, state: &Path, network: &OwnedFd) -> io::Result<OwnedFd>
     let pidfd =
         rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::NONBLOCK)?;
     let start_time = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
-    let record = Record { version: RECORD_VERSION, driver, pid, start_time };
+    let record = Record { version: RECORD_VERSION, driver, pid, start_time, network: inode(network)? };
     store::write(&record_path(state), &record).map_err(io::Error::other)?;
     Ok(pidfd)
 }
@@ -248,7 +271,8 @@ mod tests {
     fn a_record_of_another_process_with_the_same_number_is_not_the_driver() {
         let pid = std::process::id() as i32;
         let time = start_time(pid).expect("this process has a start time");
-        let record = |start_time| Record { version: RECORD_VERSION, driver: Driver::Pasta, pid, start_time };
+        let record =
+            |start_time| Record { version: RECORD_VERSION, driver: Driver::Pasta, pid, start_time, network: 1 };
         assert!(living(&record(time)).is_some());
         assert!(living(&record(time + 1)).is_none());
     }

@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn commands_are_merged_as_kubernetes_says() {
-        let table: [(&[&str], &[&str], &[&str], &[&str], &[&str]); 6] = [
+        type Words = &'static [&'static str];
+        let table: [(Words, Words, Words, Words, Words); 6] = [
             (&["/ep"], &["cmd"], &[], &[], &["/ep", "cmd"]),
             (&["/ep"], &["cmd"], &["/x"], &[], &["/x"]),
             (&["/ep"], &["cmd"], &[], &["y"], &["/ep", "y"]),

@@ -8,6 +8,7 @@ use crate::image::Images;
 use crate::pod::error::PodError;
 use crate::pod::events::Events;
 use crate::pod::facts::Facts;
+use crate::pod::network::PodNetworks;
 use crate::pod::record::Layout;
 use crate::pod::spec::Modes;
 use crate::pod::table::Table;
@@ -19,6 +20,7 @@ pub(crate) struct Context {
     pub(crate) node: Arc<Node>,
     pub(crate) images: Images,
     pub(crate) template: Template,
+    pub(crate) networks: PodNetworks,
     pub(crate) layout: Layout,
     pub(crate) facts: Facts,
     pub(crate) events: Events,

@@ -15,15 +15,13 @@ use crate::pod::error::{PodError, quoted};
 use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::spec::{Container, Modes};
 use crate::pod::users::{self, ContainerUser, Databases};
-use crate::pod::{files, paths, process, resources, signal};
+use crate::pod::{args, cgroup, files, paths, resources, signal};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, ContainerId};
 
 /// For the supervisor's watchdog around libcontainer, which needs some ten milliseconds.
 const CREATE_DEADLINE: Duration = Duration::from_secs(60);
-/// Below which containers' cgroups are named where there is none for pods.
-const OWN_PARENT: &str = "/cricket";
 
 /// Everything that the work needs.
 pub(crate) struct Creation {
@@ -67,8 +65,8 @@ pub(crate) async fn create(work: Creation) -> Result<ContainerRecord, PodError> 
 }
 
 async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord, PodError> {
-    let read_only = security(&work.config).readonly_rootfs;
-    let snapshot = work.context.images.snapshot(work.id.as_str(), &image, read_only).await?;
+    // Writable also under a read-only root: mount points are made in it first, then the runtime closes it.
+    let snapshot = work.context.images.snapshot(work.id.as_str(), &image, false).await?;
     let modes = container_modes(&work.pod.config, &work.config);
     let bundle = {
         let (work, image) = (Arc::clone(work), Arc::clone(&image));
@@ -94,7 +92,7 @@ async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord
         gid: bundle.user.gid,
         groups: bundle.user.groups,
         stop_signal: stop_signal(&work.config, &image),
-        process: process::describe(reply.pid, &work.context.facts.boot_id),
+        pid: reply.pid,
         cgroup: bundle.cgroup,
         not_enforced,
     };
@@ -118,8 +116,9 @@ fn stop_signal(config: &cri::ContainerConfig, image: &Image) -> i32 {
 fn write_bundle(work: &Creation, image: &Image, modes: Modes, rootfs: OwnedFd) -> Result<Bundle, PodError> {
     let (context, pod) = (&work.context, &work.pod);
     let user = users::resolve(&security(&work.config), &image.config.user, &Databases::read(rootfs.as_fd())?)?;
-    let parent = pod.cgroup.as_deref().unwrap_or(Path::new(OWN_PARENT));
-    let cgroup = resources::container_cgroup(parent, work.id.as_str());
+    // Where there are no cgroups for us the specification must name one all the same; nobody makes it.
+    let parent = pod.cgroup.clone().unwrap_or_else(|| Path::new("/").join(cgroup::OWN_PARENT));
+    let cgroup = resources::container_cgroup(&parent, work.id.as_str());
     let container = Container {
         config: &work.config,
         image: &image.config,
@@ -132,6 +131,8 @@ fn write_bundle(work: &Creation, image: &Image, modes: Modes, rootfs: OwnedFd) -
         facts: &context.facts,
     };
     let specification = container.specification()?;
+    // The runtime would fail where it is missing; the field makes it.
+    paths::make_in_root(&rootfs, &args::working_directory(&work.config, &image.config)?)?;
     let log_path = log_path(&pod.config, &work.config)?;
     let directory = context.layout.bundle(&pod.id, &work.id);
     files::private_directory(&directory.join("rootfs"))?;
@@ -161,7 +162,7 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
     wire::CreateContainer {
         container_id: work.id.to_string(),
         log_path: bundle.log_path.clone(),
-        log_directory: work.pod.config.log_directory.clone(),
+        log_directory: if bundle.log_path.is_empty() { String::new() } else { work.pod.config.log_directory.clone() },
         tty: work.config.tty,
         stdin: work.config.stdin,
         stdin_once: work.config.stdin_once,

@@ -3,6 +3,8 @@
 //!
 //! Work runs beside the task, never in it, so that events are heard at any time. A caller that goes away loses its
 //! answer only. Whatever ends (work, process, supervisor) is followed by another look at the requests that wait.
+//!
+//! Longer than most files: what one task does to one state is read in one place.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

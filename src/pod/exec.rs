@@ -48,12 +48,27 @@ pub(crate) struct Place {
     pub(crate) container: Arc<ContainerView>,
 }
 
+fn does_not_run(container: &ContainerView) -> PodError {
+    PodError::precondition(format!("the container {} does not run", container.record.id.short()))
+}
+
 impl Place {
     /// A running container of a pod that is there.
     pub(crate) fn of(slot: Arc<PodSlot>, pod: &PodView, container: Arc<ContainerView>) -> Result<Self, PodError> {
-        let supervisor = pod.supervisor.clone().filter(|_| container.phase == Phase::Running).ok_or_else(|| {
-            PodError::precondition(format!("the container {} does not run", container.record.id.short()))
-        })?;
+        if container.phase != Phase::Running {
+            return Err(does_not_run(&container));
+        }
+        Self::of_unended(slot, pod, container)
+    }
+
+    /// As [`Place::of`], also of a container that is about to start: who attaches before misses nothing.
+    pub(crate) fn of_unended(
+        slot: Arc<PodSlot>,
+        pod: &PodView,
+        container: Arc<ContainerView>,
+    ) -> Result<Self, PodError> {
+        let living = pod.supervisor.clone().filter(|_| container.phase != Phase::Exited);
+        let supervisor = living.ok_or_else(|| does_not_run(&container))?;
         Ok(Self { slot, supervisor, container })
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -20,16 +21,17 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), PodError> {
     made.map_err(|e| PodError::io(format_args!("create the directory {}", path.display()), &e))
 }
 
-/// Writes all three.
+/// Writes all three. `resolver` is where the node's own is reached when its address is a loopback one.
 pub(crate) fn write(
     directory: &Path,
     config: &cri::PodSandboxConfig,
     hostname: &str,
     node_network: bool,
+    resolver: Option<IpAddr>,
 ) -> Result<(), PodError> {
     let resolver = match &config.dns_config {
         Some(dns) if *dns != cri::DnsConfig::default() => resolv_conf(dns)?,
-        _ => copy("/etc/resolv.conf"),
+        _ => reachable(copy("/etc/resolv.conf"), resolver),
     };
     let hosts = if node_network { copy("/etc/hosts") } else { hosts(hostname) };
     put(&directory.join("resolv.conf"), &resolver)?;
@@ -48,6 +50,19 @@ fn copy(path: &str) -> String {
     let real = fs::canonicalize(path).ok();
     let bytes = real.and_then(|real| paths::read_on_node(&real, COPY_LIMIT_BYTES).ok()).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The host's loopback is not the pod's.
+fn reachable(text: String, resolver: Option<IpAddr>) -> String {
+    let server = |line: &str| line.trim_start().strip_prefix("nameserver").map(|rest| rest.trim().to_owned());
+    let is_loopback = |address: String| address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    match resolver {
+        Some(resolver) if text.lines().filter_map(server).all(is_loopback) => {
+            let rest = text.lines().filter(|line| server(line).is_none()).map(|line| format!("{line}\n"));
+            rest.chain([format!("nameserver {resolver}\n")]).collect()
+        }
+        _ => text,
+    }
 }
 
 fn hosts(hostname: &str) -> String {
@@ -88,5 +103,22 @@ mod tests {
         assert_eq!(resolv_conf(&dns).expect("a text"), expected);
         let hostile = cri::DnsConfig { servers: list(&["1.1.1.1\nnameserver 6.6.6.6"]), ..Default::default() };
         assert!(resolv_conf(&hostile).is_err());
+    }
+
+    #[test]
+    fn a_resolver_on_the_hosts_loopback_is_reached_by_the_way_out() {
+        let out: Option<IpAddr> = Some([169, 254, 1, 53].into());
+        for (host, resolver, expected) in [
+            (
+                "search a\nnameserver 127.0.0.53\noptions edns0\n",
+                out,
+                "search a\noptions edns0\nnameserver 169.254.1.53\n",
+            ),
+            ("nameserver 127.0.0.53\nnameserver ::1\n", out, "nameserver 169.254.1.53\n"),
+            ("nameserver 127.0.0.1\nnameserver 9.9.9.9\n", out, "nameserver 127.0.0.1\nnameserver 9.9.9.9\n"),
+            ("nameserver 127.0.0.53\n", None, "nameserver 127.0.0.53\n"),
+        ] {
+            assert_eq!(reachable(host.to_owned(), resolver), expected, "{host:?}");
+        }
     }
 }

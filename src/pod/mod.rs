@@ -12,6 +12,7 @@
 
 mod args;
 mod capabilities;
+mod cgroup;
 mod container;
 mod context;
 mod create;
@@ -25,8 +26,8 @@ mod files;
 mod member;
 mod mounts;
 mod name;
+mod network;
 mod paths;
-mod process;
 mod queue;
 mod record;
 mod recover;
@@ -65,6 +66,7 @@ use crate::rootless::Node;
 use crate::store::PodId;
 
 pub use error::{PodError, PodErrorKind};
+pub use network::PodNetworks;
 
 /// What an ExecSync brought back.
 #[derive(Debug, Clone, Default)]
@@ -87,6 +89,8 @@ pub struct PodsOptions {
     pub images: Images,
     /// Forks supervisors.
     pub template: Template,
+    /// What pods are connected to.
+    pub networks: PodNetworks,
 }
 
 /// All pods. Cheap to clone. Handlers call it and may be dropped at any point: the work goes on in the pod's own
@@ -103,6 +107,7 @@ impl Pods {
             node: options.node,
             images: options.images,
             template: options.template,
+            networks: options.networks,
             layout: record::Layout::new(&options.config),
             facts: blocking(facts::Facts::read).await?,
             events: events::Events::default(),
@@ -277,6 +282,11 @@ impl Pods {
         Ok(self.place(container_id)?.container.record.id.to_string())
     }
 
+    /// As [`Pods::check_session`], for an attach, which may begin before the container runs.
+    pub fn check_attach(&self, container_id: &str) -> Result<String, PodError> {
+        Ok(self.unended(container_id)?.container.record.id.to_string())
+    }
+
     /// As [`Pods::check_session`], of a pod for port-forward.
     pub fn check_port_forward(&self, pod_id: &str) -> Result<String, PodError> {
         let view = self.pod(pod_id)?.1;
@@ -284,6 +294,16 @@ impl Pods {
             true => Ok(view.record.id.to_string()),
             false => Err(PodError::precondition(format!("the pod {} is not ready", view.record.id.short()))),
         }
+    }
+
+    /// Why pods have no network of their own, where they have none.
+    pub fn network_missing(&self) -> Option<String> {
+        self.context.networks.missing().map(str::to_owned)
+    }
+
+    /// From now on new pods get addresses of these ranges, one or two separated by a comma; pods that run keep theirs.
+    pub async fn change_pod_ranges(&self, cidrs: &str) -> Result<(), PodError> {
+        self.context.networks.change_ranges(cidrs).await
     }
 
     /// Which containers use an image id: for `image list`, and to protect images.
@@ -305,6 +325,11 @@ impl Pods {
     fn place(&self, id: &str) -> Result<Place, PodError> {
         let (slot, view, container) = self.context.table.container(id)?;
         Place::of(slot, &view, container)
+    }
+
+    fn unended(&self, id: &str) -> Result<Place, PodError> {
+        let (slot, view, container) = self.context.table.container(id)?;
+        Place::of_unended(slot, &view, container)
     }
 
     fn pod(&self, id: &str) -> Result<(Arc<PodSlot>, Arc<PodView>), PodError> {

@@ -124,6 +124,30 @@ fn read_checked(
     Ok(Some(bytes))
 }
 
+/// Makes a directory of a container's root file system and those above it, links resolved inside the root. One that is
+/// there is fine. The container is not there yet: nobody changes the tree meanwhile.
+pub(crate) fn make_in_root(root: impl AsFd, path: &Path) -> Result<(), PodError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = |path: &Path| openat2(&root, path, flags, Mode::empty(), resolve);
+    if open(path).is_ok() {
+        return Ok(());
+    }
+    let fail = |error: rustix::io::Errno| {
+        PodError::precondition(format!("the directory {} cannot be made in the image: {error}", path.display()))
+    };
+    let mut made = PathBuf::from("/");
+    for component in path.components().filter(|c| matches!(c, Component::Normal(_))) {
+        let parent = open(&made).map_err(fail)?;
+        match rustix::fs::mkdirat(&parent, component.as_os_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(fail(error)),
+        }
+        made.push(component);
+    }
+    open(&made).map(drop).map_err(fail)
+}
+
 /// Removes a directory tree; that there is none is fine.
 pub(crate) fn remove_tree(path: &Path) -> Result<(), PodError> {
     match fs::remove_dir_all(path) {
@@ -192,6 +216,22 @@ mod tests {
         assert!(read_in_root(&root, "/zero", 100).expect("read").is_none(), "the root has no /dev/zero");
         assert!(read_in_root(&root, "/fifo", 100).is_err());
         assert!(read_in_root(&root, "/real", 5).is_err());
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn directories_are_made_inside_the_root_whatever_links_say() {
+        let dir = scratch("make");
+        fs::create_dir(dir.join("real")).expect("a directory");
+        std::os::unix::fs::symlink("/real", dir.join("link")).expect("a link");
+        std::os::unix::fs::symlink("../../../..", dir.join("up")).expect("a link");
+        std::os::unix::fs::symlink("/nowhere", dir.join("dangling")).expect("a link");
+        let root = File::open(&dir).expect("opened");
+        for path in ["/a/b", "/link/c", "/up/d", "/a/b"] {
+            make_in_root(&root, Path::new(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        }
+        assert!(dir.join("a/b").is_dir() && dir.join("real/c").is_dir() && dir.join("d").is_dir());
+        assert!(make_in_root(&root, Path::new("/dangling/x")).is_err());
         fs::remove_dir_all(&dir).expect("removed");
     }
 

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::network::PodNetwork;
 use crate::pod::error::PodError;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, ContainerId, PodId, RecordError};
@@ -37,9 +38,15 @@ pub(crate) struct PodRecord {
     pub(crate) created_at: i64,
     /// Stopped for good, by request or because its supervisor went.
     pub(crate) stopped: bool,
-    pub(crate) supervisor: ProcessRecord,
+    /// Of the supervisor, in the node's PID namespace; `executor::leftovers` knows more of it.
+    pub(crate) pid: i32,
+    /// Of the boot in which it was started.
+    pub(crate) boot_id: String,
     /// Absolute, from the cgroup file system's root; none where there are no cgroups for us.
     pub(crate) cgroup: Option<PathBuf>,
+    /// None: it is on the node's network, or an earlier release made it.
+    #[serde(default)]
+    pub(crate) network: Option<PodNetwork>,
 }
 
 /// A container that is made.
@@ -62,21 +69,11 @@ pub(crate) struct ContainerRecord {
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
     pub(crate) stop_signal: i32,
-    /// Its first process.
-    pub(crate) process: ProcessRecord,
+    /// Of its first process, in the node's PID namespace.
+    pub(crate) pid: i32,
     /// Absolute, from the cgroup file system's root.
     pub(crate) cgroup: PathBuf,
     pub(crate) not_enforced: Vec<String>,
-}
-
-/// A process, told apart from a later one of the same number.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessRecord {
-    /// In the node's PID namespace.
-    pub(crate) pid: i32,
-    /// Clock ticks since boot.
-    pub(crate) start_time: u64,
-    pub(crate) boot_id: String,
 }
 
 /// Where everything of the domain lies.
@@ -192,8 +189,10 @@ mod tests {
             handler: String::new(),
             created_at: 1,
             stopped: false,
-            supervisor: ProcessRecord { pid: 1, start_time: 2, boot_id: "x".into() },
+            pid: 1,
+            boot_id: "x".into(),
             cgroup: None,
+            network: None,
         };
         store::write(&path, &record).expect("written");
         assert_eq!(read::<PodRecord>(&path).expect("read"), Some(record.clone()));

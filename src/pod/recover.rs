@@ -9,17 +9,18 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use crate::executor::client::Supervisor;
+use crate::executor::leftovers;
 use crate::pod::context::{Context, blocking, whom_container};
 use crate::pod::driver::{Driver, REQUEST_BACKLOG};
 use crate::pod::error::PodError;
 use crate::pod::member::{Member, exit_on_disk};
 use crate::pod::name::{Answered, ContainerName, PodName};
-use crate::pod::record::{self, ContainerRecord, PodRecord, ProcessRecord};
+use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::table::PodSlot;
 use crate::pod::{files, paths, sandbox};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
-use crate::store::{self, ContainerId, PodId};
+use crate::store::{ContainerId, PodId};
 
 /// Pods that are looked at side by side.
 const PARALLEL: usize = 16;
@@ -119,7 +120,12 @@ async fn end_unknown(context: &Arc<Context>, known: &HashSet<PodId>) -> Result<(
             tracing::warn!(pod = %id, pid = hello.pid, "a supervisor without a record is ended");
             let _ = supervisor.call(Op::Shutdown(wire::Shutdown { grace_ms: 0 })).await;
         }
-        blocking(move || paths::remove_tree(&directory)).await?;
+        blocking(move || {
+            leftovers::kill(&directory)?;
+            paths::remove_tree(&directory)
+        })
+        .await?;
+        context.networks.tear_down(&id).await;
     }
     Ok(())
 }
@@ -129,24 +135,27 @@ async fn revive(context: Arc<Context>, found: Found) {
     let id = found.pod.id.clone();
     let mut supervisor = None;
     let mut states = HashMap::new();
-    if !found.pod.stopped && found.pod.supervisor.boot_id == context.facts.boot_id {
+    if !found.pod.stopped && found.pod.boot_id == context.facts.boot_id {
         match Supervisor::connect(&context.layout.pod_state(&id)).await {
             Ok((connection, hello)) => {
                 let known: HashSet<String> = found.containers.iter().map(|(_, c)| c.id.to_string()).collect();
                 end_unknown_containers(&connection, &hello, &known).await;
                 states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
+                context.networks.adopt(&found.pod).await;
                 supervisor = Some(connection);
             }
             Err(error) => tracing::error!(pod = %id, %error, "the pod's supervisor is gone"),
         }
     }
-    if supervisor.is_none() {
-        let result = end_dead(&context, &found).await;
-        if let Err(error) = result {
+    if supervisor.is_none() && !found.pod.stopped {
+        let containers = found.containers.iter().map(|(_, c)| Arc::new(c.clone())).collect();
+        // Its containers' ends are taken down below, before anybody can ask.
+        let ended = sandbox::stop(Arc::clone(&context), Arc::new(found.pod.clone()), containers, None).await;
+        if let Err(error) = ended {
             tracing::warn!(pod = %id, %error, "what a dead pod left was not wholly ended");
         }
     }
-    let members = members(&context, found.containers, states);
+    let members = members(&context, &found.pod, found.containers, states);
     let (requests, inbox) = mpsc::channel(REQUEST_BACKLOG);
     let (_, outcome) = watch::channel(Some(Ok(())));
     let answered = Answered::found(context.layout.pod(&id).join("answered"));
@@ -172,30 +181,16 @@ async fn end_unknown_containers(supervisor: &Supervisor, hello: &wire::HelloRepl
     }
 }
 
-async fn end_dead(context: &Arc<Context>, found: &Found) -> Result<(), PodError> {
-    sandbox::end_supervisor(context, &found.pod, None).await;
-    let containers: Vec<_> = found.containers.iter().map(|(_, c)| Arc::new(c.clone())).collect();
-    let (boot_id, path) = (context.facts.boot_id.clone(), context.layout.pod_record(&found.pod.id));
-    let stopped = PodRecord { stopped: true, ..found.pod.clone() };
-    let written = found.pod.stopped;
-    blocking(move || {
-        let same_boot = |process: &ProcessRecord| process.boot_id == boot_id;
-        let of_this_boot: Vec<_> = containers.into_iter().filter(|c| same_boot(&c.process)).collect();
-        sandbox::kill_rest(&of_this_boot, &boot_id);
-        if written { Ok(()) } else { Ok(store::write(&path, &stopped)?) }
-    })
-    .await
-}
-
 fn members(
     context: &Context,
+    pod: &PodRecord,
     containers: Vec<(ContainerName, ContainerRecord)>,
     mut states: HashMap<String, wire::ContainerState>,
 ) -> BTreeMap<ContainerId, Member> {
     let revive = |(name, record): (ContainerName, ContainerRecord)| {
-        let (id, pod) = (record.id.clone(), record.pod.clone());
-        let whom = whom_container(&Default::default(), &record.config);
-        let answered = Answered::found(context.layout.container(&pod, &id).join("answered"));
+        let id = record.id.clone();
+        let whom = whom_container(&pod.config, &record.config);
+        let answered = Answered::found(context.layout.container(&pod.id, &id).join("answered"));
         let state = states.remove(id.as_str());
         let exit = state.is_none().then(|| exit_on_disk(&context.layout, &record));
         let mut member = Member::found(name, whom, answered, record, state);

@@ -2,26 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::pod::cgroup;
 use crate::pod::error::PodError;
 use crate::pod::spec::oci;
 use crate::proto::cri;
 use crate::rootless::Cgroups;
 
-/// Where cgroup v2 is mounted in the node.
-const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
-/// Below which the cgroups of pods live whose client names no parent.
-const OWN_PARENT: &str = "cricket";
-
-/// The pod's cgroup as an absolute path from the cgroup file system's root; none where there is none for us.
+/// The pod's cgroup as an absolute path from the cgroup file system's root; none where there is none for us. A parent
+/// that the client names is meant as the client sees it, from the top of the node's.
 pub(crate) fn pod_cgroup(cgroups: &Cgroups, parent: &str, pod_id: &str) -> Result<Option<PathBuf>, PodError> {
     let Some(root) = &cgroups.root else { return Ok(None) };
-    let root = root.strip_prefix(CGROUP_MOUNT).or_else(|_| root.strip_prefix("/")).unwrap_or(root);
-    let root = Path::new("/").join(root);
     if parent.is_empty() {
-        return Ok(Some(root.join(OWN_PARENT).join(pod_id)));
+        return Ok(Some(cgroup::path(root).join(cgroup::OWN_PARENT).join(pod_id)));
     }
     let parent = crate::pod::paths::on_node("the cgroup parent", &format!("/{}", expand_slice(parent)))?;
-    Ok(Some(root.join(parent.strip_prefix("/").expect("an absolute path"))))
+    match parent.parent() {
+        Some(_) => Ok(Some(parent)),
+        None => Err(PodError::invalid("the cgroup parent is the root of all")),
+    }
 }
 
 /// `a-b.slice` is `a.slice/a-b.slice` in the file system.
@@ -128,15 +126,17 @@ mod tests {
     fn cgroups_are_absolute_and_below_what_is_ours() {
         let table = [
             ("", "/user.slice/cricket/ID"),
-            ("/kubepods/pod1", "/user.slice/kubepods/pod1"),
-            ("kubepods", "/user.slice/kubepods"),
-            ("a-b-c.slice", "/user.slice/a.slice/a-b.slice/a-b-c.slice"),
+            ("/kubepods/pod1", "/kubepods/pod1"),
+            ("kubepods", "/kubepods"),
+            ("a-b-c.slice", "/a.slice/a-b.slice/a-b-c.slice"),
         ];
         for (parent, expected) in table {
             let got = pod_cgroup(&cgroups(&[]), parent, "ID").expect("a path").expect("there");
             assert_eq!(got, PathBuf::from(expected), "{parent}");
         }
-        assert!(pod_cgroup(&cgroups(&[]), "../../x", "ID").is_err());
+        for bad in ["../../x", "/"] {
+            assert!(pod_cgroup(&cgroups(&[]), bad, "ID").is_err(), "{bad}");
+        }
         assert_eq!(pod_cgroup(&Cgroups::default(), "/kubepods", "ID").expect("fine"), None);
     }
 

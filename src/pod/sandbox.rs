@@ -1,21 +1,21 @@
 //! The life of a pod as a whole: brought up, stopped, removed. Each function is one piece of work of the pod's task;
 //! one that fails leaves nothing behind.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::executor::client::{ExecutorError, Supervisor};
+use crate::executor::leftovers;
 use crate::pod::context::{Context, blocking, hostname, pod_modes, text};
 use crate::pod::error::{PodError, quoted};
 use crate::pod::events::now;
 use crate::pod::record::{self, ContainerRecord, PodRecord};
-use crate::pod::{files, paths, process, resources, sysctls};
+use crate::pod::{cgroup, files, paths, resources, sysctls};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
-use crate::store::{self, ContainerId, PodId};
+use crate::store::{self, PodId};
 
 /// Size of a pod's /dev/shm, as everywhere.
 const SHM_BYTES: u64 = 64 << 20;
@@ -23,8 +23,6 @@ const SHM_BYTES: u64 = 64 << 20;
 const HOSTNAME_LIMIT_BYTES: usize = 64;
 /// How long a supervisor may take to end with everything in it.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(20);
-/// The node's cgroup file system.
-const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
 /// What can be said of a request before anything is made.
 pub(crate) fn check(context: &Context, config: &cri::PodSandboxConfig, handler: &str) -> Result<(), PodError> {
@@ -49,6 +47,7 @@ pub(crate) fn check(context: &Context, config: &cri::PodSandboxConfig, handler: 
         let message = format!("a pod on the host's network has the host's name, {own}, not {:?}", quoted(name));
         return Err(PodError::invalid(message));
     }
+    context.networks.check(config)?;
     let Some(linux) = &config.linux else { return Ok(()) };
     sysctls::check(&linux.sysctls, own_network, own_ipc)?;
     let security = linux.security_context.clone().unwrap_or_default();
@@ -92,34 +91,58 @@ async fn bring_up(
     let spec = sandbox_spec(context, id, &config, cgroup.as_deref());
     {
         let (context, id, config) = (Arc::clone(context), id.clone(), config.clone());
-        blocking(move || make_directories(&context, &id, &config)).await?;
+        let cgroup = cgroup.clone();
+        blocking(move || make_directories(&context, &id, &config, cgroup.as_deref())).await?;
     }
     let supervisor = context.template.spawn(spec).await?;
-    let record = PodRecord {
+    let mut record = PodRecord {
         version: record::VERSION,
         id: id.clone(),
         config,
         handler,
         created_at: now(),
         stopped: false,
-        supervisor: process::describe(supervisor.pid(), &context.facts.boot_id),
+        pid: supervisor.pid(),
+        boot_id: context.facts.boot_id.clone(),
         cgroup,
+        network: None,
     };
-    let (path, copy) = (context.layout.pod_record(id), record.clone());
-    if let Err(error) = blocking(move || Ok(store::write(&path, &copy)?)).await {
-        end_supervisor(context, &record, Some(&supervisor)).await;
+    if let Err(error) = connect_and_record(context, &mut record, &supervisor).await {
+        end(context, &record, Some(&supervisor)).await;
+        let _ = blocking(move || {
+            cgroup::remove(&record, &[] as &[Arc<ContainerRecord>]);
+            Ok(())
+        })
+        .await;
         return Err(error);
     }
     Ok((record, supervisor))
 }
 
-fn make_directories(context: &Context, id: &PodId, config: &cri::PodSandboxConfig) -> Result<(), PodError> {
+async fn connect_and_record(
+    context: &Context,
+    record: &mut PodRecord,
+    supervisor: &Supervisor,
+) -> Result<(), PodError> {
+    record.network = context.networks.set_up(record, supervisor).await?;
+    let (path, copy) = (context.layout.pod_record(&record.id), record.clone());
+    blocking(move || Ok(store::write(&path, &copy)?)).await
+}
+
+fn make_directories(
+    context: &Context,
+    id: &PodId,
+    config: &cri::PodSandboxConfig,
+    cgroup: Option<&Path>,
+) -> Result<(), PodError> {
+    cgroup.map_or(Ok(()), cgroup::make)?;
     let state = context.layout.pod_state(id);
     files::private_directory(&context.layout.pod(id).join("containers"))?;
     files::private_directory(&state.join("containers"))?;
     files::private_directory(&state.join("shm"))?;
     let node_network = pod_modes(config).network == wire::NamespaceMode::Node;
-    files::write(&state, config, hostname(config, &context.facts), node_network)?;
+    let resolver = context.networks.resolver();
+    files::write(&state, config, hostname(config, &context.facts), node_network, resolver)?;
     match config.log_directory.as_str() {
         "" => Ok(()),
         path => fs::create_dir_all(path).map_err(|e| PodError::io(format_args!("create the log directory {path}"), &e)),
@@ -150,45 +173,47 @@ fn sandbox_spec(
     }
 }
 
-/// Ends everything that runs in the pod. When the supervisor cannot be asked, what it left is killed by record.
-pub(crate) async fn end_supervisor(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
+/// Ends everything that runs in the pod, and then takes its network away.
+async fn end(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
+    end_supervisor(context, pod, supervisor).await;
+    context.networks.tear_down(&pod.id).await;
+}
+
+/// Ends everything that runs in the pod. When the supervisor cannot be asked, what it left is found and killed.
+async fn end_supervisor(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
     if let Some(supervisor) = supervisor {
         let shutdown = supervisor.call(Op::Shutdown(wire::Shutdown { grace_ms: 0 }));
         match tokio::time::timeout(SHUTDOWN_DEADLINE, shutdown).await {
-            Ok(Ok(()) | Err(ExecutorError::Gone)) => return,
+            Ok(Ok(())) => return,
+            Ok(Err(ExecutorError::Gone)) => {}
             Ok(Err(error)) => tracing::warn!(pod = %pod.id, %error, "the supervisor would not end: it is killed"),
             Err(_) => tracing::warn!(pod = %pod.id, "the supervisor does not end: it is killed"),
         }
     }
-    process::kill(&pod.supervisor, &context.facts.boot_id);
+    if pod.boot_id != context.facts.boot_id {
+        return;
+    }
+    let state = context.layout.pod_state(&pod.id);
+    if let Err(error) = blocking(move || Ok(leftovers::kill(&state)?)).await {
+        tracing::warn!(pod = %pod.id, %error, "what a supervisor left could not be looked for");
+    }
 }
 
-/// Stops the pod for good.
+/// Stops the pod for good: nothing of it runs, and nothing is left but its records and its containers' files.
 pub(crate) async fn stop(
     context: Arc<Context>,
     pod: Arc<PodRecord>,
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end_supervisor(&context, &pod, supervisor.as_ref()).await;
-    let path = context.layout.pod_record(&pod.id);
+    end(&context, &pod, supervisor.as_ref()).await;
     blocking(move || {
-        kill_rest(&containers, &context.facts.boot_id);
-        Ok(store::write(&path, &PodRecord { stopped: true, ..(*pod).clone() })?)
+        cgroup::remove(&pod, &containers);
+        paths::remove_tree(&context.layout.pod_state(&pod.id))?;
+        let stopped = PodRecord { stopped: true, ..(*pod).clone() };
+        Ok(store::write(&context.layout.pod_record(&pod.id), &stopped)?)
     })
     .await
-}
-
-/// What a supervisor that died itself may have left running.
-pub(crate) fn kill_rest(containers: &[Arc<ContainerRecord>], boot_id: &str) {
-    for container in containers {
-        process::kill(&container.process, boot_id);
-        let _ = fs::write(cgroup_directory(&container.cgroup).join("cgroup.kill"), "1");
-    }
-}
-
-fn cgroup_directory(cgroup: &Path) -> PathBuf {
-    Path::new(CGROUP_MOUNT).join(cgroup.strip_prefix("/").unwrap_or(cgroup))
 }
 
 /// Stops the pod and removes every trace of it and of its containers.
@@ -198,20 +223,12 @@ pub(crate) async fn remove(
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end_supervisor(&context, &pod, supervisor.as_ref()).await;
-    let ids: BTreeSet<ContainerId> = containers.iter().map(|c| c.id.clone()).collect();
-    for id in &ids {
-        context.images.remove_snapshot(id.as_str()).await?;
+    end(&context, &pod, supervisor.as_ref()).await;
+    for container in &containers {
+        context.images.remove_snapshot(container.id.as_str()).await?;
     }
     blocking(move || {
-        kill_rest(&containers, &context.facts.boot_id);
-        for container in &containers {
-            let _ = fs::remove_dir(cgroup_directory(&container.cgroup));
-        }
-        if let Some(cgroup) = &pod.cgroup {
-            // A kubelet removes the cgroups that it made; ours goes here. One in use says so and stays.
-            let _ = fs::remove_dir(cgroup_directory(cgroup));
-        }
+        cgroup::remove(&pod, &containers);
         paths::remove_tree(&context.layout.pod_state(&pod.id))?;
         // The record goes last: until then a restarted daemon knows that there is something to remove.
         paths::remove_tree(&context.layout.pod(&pod.id))

@@ -29,7 +29,7 @@ impl Sessions for Pods {
     }
 
     fn attach(&self, request: AttachRequest) -> SessionFuture<'_, Session> {
-        Box::pin(async move { Ok(attach(self.place(&request.container_id)?, &request).await?) })
+        Box::pin(async move { Ok(attach(self.unended(&request.container_id)?, &request).await?) })
     }
 
     fn port_forward(&self, pod_id: String, port: u16) -> SessionFuture<'_, OwnedFd> {

@@ -12,6 +12,9 @@ use crate::pod::view::{ContainerView, PodView};
 use crate::proto::supervisor as wire;
 use crate::store::{ContainerId, PodId};
 
+/// A container, with its pod's place and state.
+pub(crate) type FoundContainer = (Arc<PodSlot>, Arc<PodView>, Arc<ContainerView>);
+
 /// Shortest prefix that stands for an id (SECURITY row 51).
 const PREFIX_DIGITS: usize = 3;
 /// Most processes of ExecSync, exec and attach at a time in one pod.
@@ -178,7 +181,7 @@ impl Table {
     }
 
     /// By id or unique prefix.
-    pub(crate) fn container(&self, text: &str) -> Result<(Arc<PodSlot>, Arc<PodView>, Arc<ContainerView>), PodError> {
+    pub(crate) fn container(&self, text: &str) -> Result<FoundContainer, PodError> {
         let missing = || PodError::not_found("container", text);
         let (slot, id) = self.read(|entries| {
             let id = find("container", text, entries.containers.keys())?;

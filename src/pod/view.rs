@@ -60,11 +60,21 @@ impl PodView {
             metadata: config.metadata.clone(),
             state: self.state().into(),
             created_at: self.record.created_at,
-            network: Some(cri::PodSandboxNetworkStatus::default()),
+            network: Some(self.network()),
             linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(cri::Namespace { options: Some(options) }) }),
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
             runtime_handler: self.record.handler.clone(),
+        }
+    }
+
+    /// Empty on the node's network, and once the addresses may be another pod's.
+    fn network(&self) -> cri::PodSandboxNetworkStatus {
+        let network = self.record.network.as_ref().filter(|_| self.ready);
+        let mut addresses = network.into_iter().flat_map(|n| &n.addresses).map(ToString::to_string);
+        cri::PodSandboxNetworkStatus {
+            ip: addresses.next().unwrap_or_default(),
+            additional_ips: addresses.map(|ip| cri::PodIp { ip }).collect(),
         }
     }
 
@@ -76,7 +86,7 @@ impl PodView {
     /// For verbose answers.
     pub(crate) fn info(&self) -> HashMap<String, String> {
         let info = serde_json::json!({
-            "pid": self.record.supervisor.pid,
+            "pid": self.record.pid,
             "cgroup": self.record.cgroup,
             "runtimeHandler": self.record.handler,
             "config": self.record.config,
@@ -159,7 +169,7 @@ impl ContainerView {
     pub(crate) fn info(&self) -> HashMap<String, String> {
         let info = serde_json::json!({
             "sandboxID": self.record.pod,
-            "pid": if self.phase == Phase::Exited { 0 } else { self.record.process.pid },
+            "pid": if self.phase == Phase::Exited { 0 } else { self.record.pid },
             "cgroup": self.record.cgroup,
             "notEnforced": self.record.not_enforced,
             "config": self.record.config,

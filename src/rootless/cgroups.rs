@@ -26,9 +26,6 @@ pub const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// CGROUP2_SUPER_MAGIC of linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
-const DELEGATE: &str = "sudo systemctl edit user@.service, add the lines `[Service]` and \
-    `Delegate=cpu cpuset io memory pids`, then log in again";
-
 /// Whether /sys/fs/cgroup is the unified hierarchy.
 pub fn is_unified() -> bool {
     statfs(MOUNT).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_MAGIC)
@@ -122,7 +119,10 @@ fn words(file: &Path) -> Vec<String> {
 }
 
 fn not_delegated(controller: &str) -> String {
-    format!("{}: the cgroup controller {controller} is not delegated: {DELEGATE}", what_it_limits(controller))
+    format!(
+        "{}: the cgroup controller {controller} is not delegated: `cricket check` prints the command that mends it",
+        what_it_limits(controller)
+    )
 }
 
 fn not_enabled(controller: &str, base: &Path, error: &io::Error) -> String {

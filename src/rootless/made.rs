@@ -122,7 +122,9 @@ fn start(state: &Path, held: &[String]) -> Result<NodeRecord, RootlessError> {
     if let Ok(base) = cgroups::delegated_base() {
         command.arg("--cgroup").arg(base);
     }
-    held.iter().for_each(|namespace| drop(command.arg("--namespace").arg(namespace)));
+    for namespace in held {
+        command.arg("--namespace").arg(namespace);
+    }
     let status = command.stdout(Stdio::null()).status().map_err(RootlessError::io("start the node process"))?;
     // Our own copy of the other end, so that the node's death is an end of file.
     drop(command);

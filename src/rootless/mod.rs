@@ -5,6 +5,7 @@
 
 pub mod cgroups;
 mod holder;
+mod keeper;
 mod made;
 pub mod probe;
 mod record;
@@ -15,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 pub use holder::{Places, hold};
+pub use keeper::keep;
 pub use made::{enter, start_again};
 pub use record::NodeRecord;
 

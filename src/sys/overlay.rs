@@ -1,6 +1,5 @@
 //! Overlay mounts that are attached nowhere: the descriptor is the mount, and goes with its last holder.
 
-use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -66,29 +65,31 @@ impl Overlay<'_> {
 
     /// By mount(2), in a mount namespace that lives as long as the thread that makes it.
     pub fn mount_classic(&self) -> io::Result<OwnedFd> {
-        // Names by descriptor: short, so that more fit in the one page, and without a comma or colon.
-        let lower = self.lower.iter().map(|path| open_path(path)).collect::<io::Result<Vec<_>>>()?;
+        let target = self.lower.first().ok_or(io::ErrorKind::InvalidInput)?;
+        in_private_namespace(|| {
+            // Names by descriptor: short, so that more fit in the one page, and without a comma or colon. Opened in
+            // here, for overlayfs takes only directories of its own mount namespace.
+            let lower = self.lower.iter().map(|path| open_path(path)).collect::<io::Result<Vec<_>>>()?;
+            let upper = self.upper.map(|(upper, work)| io::Result::Ok((open_path(upper)?, open_path(work)?)));
+            let upper = upper.transpose()?;
+            let options = std::ffi::CString::new(self.classic_options(&lower, upper.as_ref()))?;
+            let flags = if upper.is_some() { MountFlags::empty() } else { MountFlags::RDONLY };
+            mount(SOURCE, target, "overlay", flags, Some(options.as_c_str()))?;
+            Ok(open_tree(CWD, target, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
+        })
+    }
+
+    fn classic_options(&self, lower: &[OwnedFd], upper: Option<&(OwnedFd, OwnedFd)>) -> String {
         let names: Vec<String> = lower.iter().map(|fd| descriptor_path(fd.as_fd())).collect();
         let mut options = format!("lowerdir={}", names.join(":"));
-        let upper =
-            self.upper.map(|(upper, work)| io::Result::Ok((open_path(upper)?, open_path(work)?))).transpose()?;
-        let mut flags = MountFlags::empty();
-        match &upper {
-            Some((upper, work)) => {
-                let (upper, work) = (descriptor_path(upper.as_fd()), descriptor_path(work.as_fd()));
-                write!(options, ",upperdir={upper},workdir={work}").map_err(io::Error::other)?;
-            }
-            None => flags |= MountFlags::RDONLY,
+        if let Some((upper, work)) = upper {
+            let (upper, work) = (descriptor_path(upper.as_fd()), descriptor_path(work.as_fd()));
+            options += &format!(",upperdir={upper},workdir={work}");
         }
         if self.user_attributes {
             options.push_str(",userxattr");
         }
-        let target = self.lower.first().ok_or(io::ErrorKind::InvalidInput)?;
-        in_private_namespace(|| {
-            let options = std::ffi::CString::new(options.clone())?;
-            mount(SOURCE, target, "overlay", flags, Some(options.as_c_str()))?;
-            Ok(open_tree(CWD, target, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
-        })
+        options
     }
 }
 

@@ -99,6 +99,10 @@ mod tests {
         let sealed = in_memory().expect("sealed");
         let status = std::process::Command::new(path(&sealed)).arg("--list").output().expect("it runs").status;
         assert!(status.success());
-        assert!(rustix::fs::open(path(&sealed), OFlags::WRONLY, Mode::empty()).is_err());
+        // Root may open it for writing; nobody may write.
+        if let Ok(file) = rustix::fs::open(path(&sealed), OFlags::WRONLY, Mode::empty()) {
+            assert_eq!(rustix::io::write(&file, b"x"), Err(rustix::io::Errno::PERM));
+            assert_eq!(rustix::fs::ftruncate(&file, 0), Err(rustix::io::Errno::PERM));
+        }
     }
 }

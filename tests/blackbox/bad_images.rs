@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use crate::node::{Node, text};
+use crate::node::{Node, succeed, text};
 
 /// A file that no image may touch; the layers below try.
 const TARGET: &str = "outside";
@@ -103,6 +103,10 @@ async fn damaged_archives_are_refused_and_leave_nothing() {
     let good_layer = layer(&[(EntryType::Regular, "file", "", &[7; 100_000])]);
     let good = archive(&good_layer, |_, _| {});
     let layer_blob = format!("blobs/sha256/{}", hex(&good_layer));
+    // What is made once and kept is made by a good one.
+    let (taken, said) = load(&node, &good);
+    assert!(taken, "the good one is taken: {said}");
+    succeed(&mut node.cricket(["image", "remove", "bad.local/image:1"]));
     let before = on_disk(&node);
     for (what, bytes) in [
         ("nothing at all", Vec::new()),
@@ -139,8 +143,6 @@ async fn damaged_archives_are_refused_and_leave_nothing() {
         assert_eq!(said.trim().lines().count(), 1, "{what}: an error is one line: {said}");
         assert_eq!(on_disk(&node), before, "{what}: left behind");
     }
-    let (taken, said) = load(&node, &good);
-    assert!(taken, "the good one is taken: {said}");
     node.stop_and_account().await;
 }
 

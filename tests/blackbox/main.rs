@@ -13,4 +13,5 @@ mod containers;
 mod crictl;
 mod daemon_killed;
 mod hundred_pods;
+mod pod_network;
 mod supervisor_killed;

@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use cricket::executor::protocol::{self, MESSAGE_LIMIT, SUPERVISOR_SOCKET};
@@ -23,6 +24,19 @@ use cricket::store::{ContainerId, PodId};
 const DEADLINE: Duration = Duration::from_secs(20);
 /// A static busybox.
 const BUSYBOX: &str = "/bin/busybox";
+/// The program under test, in memory and sealed, as the daemon hands it to a template. CRICKET_TEST_PROGRAM names another
+/// than the one that was built with the tests: measurements want a release build.
+static PROGRAM: LazyLock<OwnedFd> = LazyLock::new(|| {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let path = std::env::var_os("CRICKET_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_cricket").into());
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut memory = fs::File::from(rustix::fs::memfd_create("cricket", flags).expect("memory"));
+    std::io::copy(&mut fs::File::open(path).expect("the program"), &mut memory).expect("copied");
+    rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
+        .expect("sealed");
+    // Above the numbers that the template is given.
+    rustix::io::fcntl_dupfd_cloexec(&memory, 32).expect("a copy")
+});
 /// What the containers of the tests find in /bin.
 const APPLETS: &[&str] = &[
     "sh", "cat", "sleep", "true", "hostname", "id", "grep", "ls", "ps", "tty", "stty", "nc", "echo", "setsid", "yes",
@@ -127,6 +141,12 @@ pub fn make_pod_cgroup() -> Option<PathBuf> {
     let path = PathBuf::from(format!("/sys/fs/cgroup/cricket-test-{}", PodId::random().short()));
     fs::create_dir(&path).ok()?;
     Some(path)
+}
+
+/// What a living process has used itself.
+fn scheduled_ms(pid: i32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    text.split_whitespace().next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e6
 }
 
 /// Root with a range of ids, and something to run.
@@ -445,6 +465,9 @@ impl Fixture {
             assert_eq!(reply.error, None);
             pods.push((base, reply.pid));
         });
+        // Supervisors are not waited for by the template: their share is their own.
+        let own: f64 = pods.iter().map(|(_, pid)| scheduled_ms(*pid)).sum();
+        println!("of a spawn in the supervisor itself: {:.2} CPU ms", own / f64::from(rounds));
         let pss = |pid: i32| -> u64 {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
             text.lines()
@@ -553,9 +576,7 @@ fn start_template() -> (Child, OwnedFd, PathBuf) {
     directories(&base);
     make_root(&base.join("root"));
     let (ours, theirs) = protocol::pair().expect("a pair");
-    // Measurements of a debug build's tests want a release build's program.
-    let program = std::env::var_os("CRICKET_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_cricket").into());
-    let mut command = Command::new(program);
+    let mut command = Command::new(cricket::sys::sealed::path(&*PROGRAM));
     command.arg("supervise").stdin(Stdio::null()).env_clear();
     let number = theirs.as_raw_fd();
     // SAFETY: dup2 between fork and exec, in a copy of this process that does nothing else.

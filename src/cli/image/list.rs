@@ -28,9 +28,12 @@ pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
 
 fn row(image: &Image) -> Vec<String> {
     let names = if image.repo_tags.is_empty() { &image.repo_digests } else { &image.repo_tags };
-    let name = names.first().map_or_else(|| "-".to_owned(), |first| match names.len() {
-        1 => first.clone(),
-        more => format!("{first} (and {} more)", more - 1),
-    });
+    let name = names.first().map_or_else(
+        || "-".to_owned(),
+        |first| match names.len() {
+            1 => first.clone(),
+            more => format!("{first} (and {} more)", more - 1),
+        },
+    );
     vec![name, table::short_id(&image.id).to_owned(), table::bytes(image.size)]
 }

@@ -136,8 +136,7 @@ impl Pod {
         std::fs::create_dir_all(&self.log_directory)
             .with_context(|| format!("cannot make {}", self.log_directory.display()))?;
         let sandbox = plan.sandbox(&self.log_directory);
-        let request =
-            cri::RunPodSandboxRequest { config: Some(sandbox.clone()), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest { config: Some(sandbox.clone()), runtime_handler: String::new() };
         let pod_id = client.runtime.run_pod_sandbox(request).await.map_err(told)?.into_inner().pod_sandbox_id;
         self.id = Some(pod_id.clone());
         let request = cri::CreateContainerRequest {
@@ -217,24 +216,20 @@ async fn attach_and_start(client: &mut Client, plan: &request::Plan, id: &str) -
     if early.is_some() {
         return Ok(early);
     }
-    match attach_url(client, plan, id).await {
+    let late = match attach_url(client, plan, id).await {
         Ok(url) => Session::dial(&url).await.map(Some),
-        Err(error) => match client.container_status(id).await?.state() {
-            cri::ContainerState::ContainerExited => Ok(None),
-            _ => Err(error),
-        },
+        Err(error) => Err(error),
+    };
+    match late {
+        Err(_) if client.container_status(id).await?.state() == cri::ContainerState::ContainerExited => Ok(None),
+        late => late,
     }
 }
 
 /// With a terminal, input and output; without, input only.
 async fn attach_url(client: &mut Client, plan: &request::Plan, id: &str) -> anyhow::Result<String> {
-    let request = cri::AttachRequest {
-        container_id: id.to_owned(),
-        stdin: true,
-        tty: plan.tty,
-        stdout: plan.tty,
-        stderr: false,
-    };
+    let request =
+        cri::AttachRequest { container_id: id.to_owned(), stdin: true, tty: plan.tty, stdout: plan.tty, stderr: false };
     Ok(client.runtime.attach(request).await.map_err(told)?.into_inner().url)
 }
 

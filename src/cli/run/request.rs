@@ -101,8 +101,7 @@ impl Plan {
             seccomp: Some(default_seccomp()),
             ..Default::default()
         };
-        let linux =
-            cri::LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() };
+        let linux = cri::LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() };
         cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: self.name.clone(),

@@ -9,7 +9,7 @@ use tokio_util::io::StreamReader;
 use tonic::codegen::BoxStream;
 use tonic::{Status, Streaming};
 
-use super::progress;
+use super::{guarded, progress};
 use crate::cri::Services;
 use crate::image::Image;
 use crate::proto::cricket::{LoadImagesRequest, LoadImagesResponse, load_images_response::Message};
@@ -23,7 +23,7 @@ pub async fn load_images(
     let (messages, receiver) = mpsc::channel(progress::MESSAGES_WAITING);
     let services = services.clone();
     tokio::spawn(async move {
-        let answers = match load(&services, archive, messages.clone()).await {
+        let answers = match guarded(load(&services, archive, messages.clone())).await {
             Ok(images) => images.iter().map(|image| Ok(answer(image))).collect(),
             Err(status) => vec![Err(status)],
         };

@@ -5,6 +5,29 @@ mod node;
 mod progress;
 mod pull_image;
 
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+use tonic::Status;
+
 pub use load_images::load_images;
 pub use node::node;
 pub use pull_image::pull_image;
+
+/// The work behind a stream of answers runs in a task of its own; a panic there is the stream's error, not its end.
+async fn guarded<T>(work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let fault = || Status::internal("this failed by a fault in cricket: its log has the place");
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err(fault()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_behind_a_stream_is_its_error() {
+        let status = guarded::<()>(async { panic!("on purpose") }).await.expect_err("an error");
+        assert_eq!(status.code(), tonic::Code::Internal);
+    }
+}

@@ -5,7 +5,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::codegen::BoxStream;
 
-use super::progress;
+use super::{guarded, progress};
 use crate::cri::image::fetch::fetch;
 use crate::cri::{Services, validate};
 use crate::image::Credentials;
@@ -23,7 +23,7 @@ pub async fn pull_image(
     tokio::spawn(async move {
         tokio::select! {
             () = messages.closed() => {}
-            answer = pull(&services, request, messages.clone()) => {
+            answer = guarded(pull(&services, request, messages.clone())) => {
                 let _ = messages.send(answer).await;
             }
         }

@@ -1,5 +1,4 @@
-//! UpdateRuntimeConfig: the kubelet's pod address range. The address ranges of the configuration stay in force, so
-//! the range is noted in the log and accepted: kubelets send it whether or not the runtime assigns addresses.
+//! UpdateRuntimeConfig: the kubelet's range of pod addresses, which stands above that of the configuration.
 
 use tonic::Status;
 
@@ -8,11 +7,14 @@ use crate::proto::cri::{UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse}
 
 /// See the module.
 pub async fn update_runtime_config(
-    _services: &Services,
+    services: &Services,
     request: UpdateRuntimeConfigRequest,
 ) -> Result<UpdateRuntimeConfigResponse, Status> {
-    if let Some(network) = request.runtime_config.and_then(|config| config.network_config) {
-        tracing::info!(pod_cidr = %network.pod_cidr, "the kubelet named a range of pod addresses");
+    let network = request.runtime_config.and_then(|config| config.network_config);
+    // A node that has no range yet is announced with an empty one.
+    if let Some(network) = network.filter(|network| !network.pod_cidr.is_empty()) {
+        services.pods()?.change_pod_ranges(&network.pod_cidr).await?;
+        tracing::info!(pod_cidr = %network.pod_cidr, "new pods get addresses of the range that the kubelet named");
     }
     Ok(UpdateRuntimeConfigResponse {})
 }

@@ -3,16 +3,13 @@
 use tonic::Status;
 
 use crate::cri::{Services, validate};
-use crate::proto::cri::{PodSandboxState, PortForwardRequest, PortForwardResponse};
+use crate::proto::cri::{PortForwardRequest, PortForwardResponse};
 
 /// The pod must be ready; the ports are checked, an empty list allows any.
 pub async fn port_forward(services: &Services, request: PortForwardRequest) -> Result<PortForwardResponse, Status> {
     let id = validate::not_empty(&request.pod_sandbox_id, "pod_sandbox_id")?;
     let ports = request.port.iter().map(|port| validate::port(*port)).collect::<Result<Vec<u16>, Status>>()?;
     let backend = services.backend()?;
-    let status = backend.pods.pod_sandbox_status(id, false)?.status.unwrap_or_default();
-    if status.state() != PodSandboxState::SandboxReady {
-        return Err(Status::failed_precondition(format!("pod {id} is not running: nothing listens there")));
-    }
-    Ok(PortForwardResponse { url: backend.sessions.port_forward(status.id, ports)? })
+    let id = backend.pods.check_port_forward(id)?;
+    Ok(PortForwardResponse { url: backend.sessions.port_forward(id, ports)? })
 }

@@ -1,3 +1,5 @@
+//! The daemon's side against a supervisor of the test's own: answers out of order, descriptors, deadlines, hangups.
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,3 +1,5 @@
+//! Framing over real sockets: limits, descriptors, what a hostile peer may send.
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 

@@ -73,7 +73,8 @@ impl Pod {
         let bundle = self.state_dir.join("containers").join(id.as_str());
         let cgroup = cgroup::directory(&request.cgroup)?;
         let pid_namespace = self.pid_namespace(&request)?;
-        let path = LogPath::new(&request.log_path, &request.log_directory).map_err(|error| Fault::invalid(error.to_string()))?;
+        let path = LogPath::new(&request.log_path, &request.log_directory)
+            .map_err(|error| Fault::invalid(error.to_string()))?;
         let mut log = ContainerLog::open(path).map_err(|error| Fault::state(error.to_string()))?;
         let streams = make_streams(&request).map_err(Fault::io("cannot make the container's streams"))?;
         let watched = "cannot read the container's output";

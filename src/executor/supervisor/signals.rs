@@ -6,17 +6,6 @@ use rustix::process::{WaitOptions, WaitStatus};
 
 use super::fault::{Fault, Result};
 
-/// What a program expects to find when it starts: a Rust process ignores SIGPIPE, and the template more.
-const DEFAULT_IN_CHILDREN: &[Signal] = &[
-    Signal::SIGPIPE,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGHUP,
-    Signal::SIGCHLD,
-    Signal::SIGTERM,
-    Signal::SIGXFSZ,
-];
-
 /// Sets what a signal does.
 pub fn set(signal: Signal, handler: SigHandler) -> Result<()> {
     crate::sys::signals::set_handler(signal, SigAction::new(handler, SaFlags::empty(), SigSet::empty()))
@@ -33,11 +22,10 @@ pub fn watch_children() -> Result<SignalFd> {
         .map_err(Fault::io("cannot watch for SIGCHLD"))
 }
 
-/// In a child, before it becomes somebody else's program: nothing blocked, nothing ignored.
+/// In a child, before it becomes somebody else's program: nothing blocked, nothing ignored. A Rust process ignores SIGPIPE,
+/// the template more, and whoever started the daemon (a shell's `&`, a session's keeper) any others.
 pub fn reset() -> Result<()> {
-    for &signal in DEFAULT_IN_CHILDREN {
-        set(signal, SigHandler::SigDfl)?;
-    }
+    crate::sys::signals::default_all().map_err(Fault::io("cannot reset signals"))?;
     unblock()
 }
 

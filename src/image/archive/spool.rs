@@ -66,7 +66,7 @@ impl Spool {
 
     fn read(&mut self, wire: Wire) -> Result<(), UnpackError> {
         let mut entries = Entries::new(Plain::new(wire, None)?);
-        while let Some(entry) = entries.next()? {
+        while let Some(entry) = entries.next_entry()? {
             if self.names.len() >= FILES_LIMIT {
                 return Err(UnpackError::Limit { what: "files in one archive", limit: FILES_LIMIT as u64 });
             }

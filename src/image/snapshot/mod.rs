@@ -4,7 +4,7 @@
 //! synced before a snapshot is answered. Where the file system refuses overlays, `rootfs/` is a plain copy of the
 //! layers. The mount itself is a descriptor and is made anew each time a snapshot is asked for; nothing is attached.
 
-mod copy;
+pub mod copy;
 mod points;
 
 use std::collections::{HashMap, HashSet};
@@ -49,6 +49,8 @@ struct SnapshotRecord {
     /// Diff ids, lowest first.
     layers: Vec<Digest>,
     read_only: bool,
+    /// Whether the mount itself is read-only, not only what the container makes of it.
+    sealed: bool,
     /// Whether it is a plain copy.
     copied: bool,
 }
@@ -116,19 +118,18 @@ impl Snapshots {
         &self.shared.directory
     }
 
-    /// Makes the snapshot, or finds it again, and mounts it. A read-only one has every one of `points` in it.
-    pub fn create(
-        &self,
-        key: &str,
-        image: &Image,
-        read_only: bool,
-        points: &[MountPoint],
-    ) -> Result<Snapshot, ImageError> {
+    /// Makes the snapshot, or finds it again, and mounts it.
+    pub fn create(&self, key: &str, image: &Image, writes: &Writes) -> Result<Snapshot, ImageError> {
         let path = self.path(key)?;
         let layers = image.layers.iter().map(|text| text.parse::<Digest>());
         let layers: Vec<Digest> = layers.collect::<Result<_, _>>().map_err(|e| internal(e.to_string()))?;
         let copied = !self.shared.overlay;
-        let record = SnapshotRecord { version: VERSION, image: image.id.clone(), layers, read_only, copied };
+        let (read_only, sealed, points): (_, _, &[MountPoint]) = match writes {
+            Writes::Kept => (false, false, &[]),
+            Writes::MountPoints => (true, false, &[]),
+            Writes::None(points) => (true, true, points),
+        };
+        let record = SnapshotRecord { version: VERSION, image: image.id.clone(), layers, read_only, sealed, copied };
         match store::read::<SnapshotRecord>(&path.join(RECORD)) {
             Ok(known) if known == record => return self.mount(&path, &record),
             Ok(known) => {
@@ -163,7 +164,7 @@ impl Snapshots {
             make_directory(&upper)?;
             make_directory(&path.join(WORK))?;
             self.copy_root_attributes(&record.layers, &upper)?;
-            if record.read_only && !points.is_empty() {
+            if !points.is_empty() {
                 points::make(&self.mount_overlay(path, &record.layers, Access::Write)?, points)?;
             }
         }
@@ -174,9 +175,9 @@ impl Snapshots {
     fn mount(&self, path: &Path, record: &SnapshotRecord) -> Result<Snapshot, ImageError> {
         let written = path.join(if record.copied { ROOTFS } else { UPPER });
         let mount = if record.copied {
-            clone_tree(&written, record.read_only).map_err(io_error("clone", &written))?
+            clone_tree(&written, record.sealed).map_err(io_error("clone", &written))?
         } else {
-            let access = if record.read_only { Access::Read } else { Access::Write };
+            let access = if record.sealed { Access::Read } else { Access::Write };
             self.mount_overlay(path, &record.layers, access)?
         };
         Ok(Snapshot { mount, upper: (!record.read_only).then_some(written) })
@@ -320,6 +321,17 @@ impl Snapshots {
     fn usages(&self) -> MutexGuard<'_, HashMap<String, (Instant, Usage)>> {
         self.shared.usages.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What may be written through a snapshot's mount.
+#[derive(Debug, Clone)]
+pub enum Writes {
+    /// Everything, and it counts as the container's.
+    Kept,
+    /// Mount points, until whoever runs the container makes its root read-only.
+    MountPoints,
+    /// Nothing: these mount points are made before it is mounted.
+    None(Vec<MountPoint>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

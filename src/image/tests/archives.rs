@@ -67,7 +67,11 @@ async fn docker_and_oci_archives_are_loaded_with_their_names() {
     let full = ("io.containerd.image.name", "docker.io/library/y:3");
     let tag = ("org.opencontainers.image.ref.name", "3");
     let cases = [
-        ("docker", archive(&docker(&layers(), &["busybox", "reg.io/b:1"])), vec!["docker.io/library/busybox:latest", "reg.io/b:1"]),
+        (
+            "docker",
+            archive(&docker(&layers(), &["busybox", "reg.io/b:1"])),
+            vec!["docker.io/library/busybox:latest", "reg.io/b:1"],
+        ),
         ("docker-gzip", gzip(&archive(&docker(&layers(), &["b:1"]))), vec!["docker.io/library/b:1"]),
         ("oci", archive(&oci(&layers(), &[named])), vec!["reg.io/x:2"]),
         ("oci-containerd", archive(&oci(&layers(), &[full, tag])), vec!["docker.io/library/y:3"]),
@@ -134,8 +138,16 @@ async fn broken_archives_name_what_is_wrong_and_leave_nothing() {
         ("missing-layer", change(oci(&layers(), &[]), &is_second, None), "blobs/sha256"),
         ("wrong-layer", change(oci(&layers(), &[]), &is_second, Some(&gzip(b"other"))), "layer"),
         ("wrong-name", archive(&docker(&layers(), &["UPPER CASE"])), "UPPER CASE"),
-        ("wrong-config", change(docker(&layers(), &[]), &|n| n.ends_with(".json") && n != "manifest.json", Some(b"{}")), "digest"),
-        ("missing-config", change(docker(&layers(), &[]), &|n| n.ends_with(".json") && n != "manifest.json", None), "has no"),
+        (
+            "wrong-config",
+            change(docker(&layers(), &[]), &|n| n.ends_with(".json") && n != "manifest.json", Some(b"{}")),
+            "digest",
+        ),
+        (
+            "missing-config",
+            change(docker(&layers(), &[]), &|n| n.ends_with(".json") && n != "manifest.json", None),
+            "has no",
+        ),
         ("bad-manifest", change(docker(&layers(), &[]), &|n| n == "manifest.json", Some(b"[{}]")), "manifest.json"),
         ("outside", Layer::new().file("../manifest.json", "[]").tar(), "strange name"),
         ("no-images", change(docker(&layers(), &[]), &|n| n == "manifest.json", Some(b"[]")), "0 images"),

@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use super::support::*;
 use crate::image::{ImageError, ImageErrorKind};
@@ -44,7 +43,10 @@ async fn row_16_paths_do_not_leave_the_layer() {
     .await;
     for target in ["../../../../outside", "/", "/proc/self/cwd", "..", "."] {
         let tar = Layer::new().symlink("link", target).file("link/x", "x").dir("link/y/z").tar();
-        attack("symlink", &tar, |result| assert!(result.is_err() || result.is_ok_and(|tree| tree.join("link").is_symlink()))).await;
+        attack("symlink", &tar, |result| {
+            assert!(result.is_err() || result.is_ok_and(|tree| tree.join("link").is_symlink()))
+        })
+        .await;
     }
     attack("usr-merge", &Layer::new().symlink("lib", "/usr/lib").file("lib/x", "x").tar(), |result| {
         let tree = result.expect("harmless");
@@ -191,7 +193,6 @@ async fn row_21_bombs_end_early() {
     // Four terabytes of zeros, a gzip member repeated for ever.
     let head = Layer::new().raw(b'0', b"f", b"", b"", |h| h.set_size(1 << 42)).bytes_only();
     let zeros = gzip(&vec![0; 64 << 20]);
-    let began = Instant::now();
     for size in [1u64 << 42, 1 << 39] {
         let head = if size == 1 << 42 {
             gzip(&head)
@@ -206,10 +207,12 @@ async fn row_21_bombs_end_early() {
         let mut claim = descriptor(b"");
         claim.size = 1 << 40;
         let reader = tokio_util::io::StreamReader::new(stream);
-        let error = store.layers().unpack(reader, &claim, &sha256(b""), |_| ()).await.expect_err("refused");
+        let mut taken = 0;
+        let error = store.layers().unpack(reader, &claim, &sha256(b""), |n| taken += n).await.expect_err("refused");
         assert_eq!(error.kind, ImageErrorKind::Exhausted, "{error}");
+        // In bytes, for the clock of a busy machine says nothing.
+        assert!(taken < 4 << 20, "{taken} compressed bytes were taken");
     }
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert!(scratch.leftovers().is_empty());
 
     let deep = "d/".repeat(100_000);
@@ -241,7 +244,10 @@ async fn row_21_sparse_files_keep_their_holes() {
     ];
     attack("holes", &Layer::new().pax(&sparse).file("f", "abc").tar(), |result| {
         let content = std::fs::read(result.expect("fits").join("real")).expect("made");
-        assert_eq!((content.len(), content[0], content[1], &content[5_000_000..5_000_002]), (10_000_000, b'a', 0, &b"bc"[..]));
+        assert_eq!(
+            (content.len(), content[0], content[1], &content[5_000_000..5_000_002]),
+            (10_000_000, b'a', 0, &b"bc"[..])
+        );
     })
     .await;
     let overlapping = [sparse[0], sparse[1], sparse[3], ("GNU.sparse.map", b"0,2,1,1")];

@@ -96,6 +96,11 @@ async fn a_read_only_snapshot_has_its_mount_points_and_takes_no_writes() {
     assert_eq!(std::fs::read_to_string(inside(&snapshot, "etc/a")).expect("there"), "upper");
     assert!(inside(&snapshot, "var/run/secrets/kubernetes.io").is_dir());
     assert_eq!(std::fs::metadata(inside(&snapshot, ".")).expect("root").permissions().mode() & 0o7777, 0o750);
+
+    // One that the spec makes read-only takes mount points until then.
+    let later = images.snapshot("later", &image, true).await.expect("a snapshot");
+    assert!(later.upper.is_none());
+    std::fs::create_dir_all(inside(&later, "secrets/kubernetes.io")).expect("made");
 }
 
 #[tokio::test]
@@ -111,10 +116,59 @@ async fn images_of_no_one_and_five_hundred_layers_are_mounted() {
         let images = scratch.images().await;
         for read_only in [false, true] {
             let key = format!("{read_only}");
-            let snapshot = images.snapshot(&key, &image, read_only).await.expect(&key);
+            let snapshot = match read_only {
+                false => images.snapshot(&key, &image, false).await.expect(&key),
+                true => images.read_only_snapshot(&key, &image, Vec::new()).await.expect(&key),
+            };
             assert_eq!(std::fs::read_dir(inside(&snapshot, ".")).expect("listed").count(), count);
         }
     }
+}
+
+#[tokio::test]
+async fn without_overlays_a_copy_shows_the_same() {
+    if !in_node("snapshots::without_overlays_a_copy_shows_the_same") {
+        return;
+    }
+    let scratch = Scratch::new("copy");
+    let image = three_layers(&scratch).await;
+    let images = scratch.images().await;
+    let snapshot = images.snapshot(KEY, &image, false).await.expect("a snapshot");
+    let store = scratch.store();
+    let trees = image.layers.iter().map(|id| store.layers().tree(&id.parse().expect("a digest"))).collect();
+    let copy = scratch.0.join("copy");
+    std::fs::create_dir(&copy).expect("made");
+    crate::image::snapshot::copy::copy_layers(trees, &copy).expect("copied");
+    let list = |root: std::path::PathBuf| {
+        let find = std::process::Command::new("find")
+            .current_dir(root)
+            .args([".", "-mindepth", "1", "-printf", "%P %y %m %U %l\\n"])
+            .output()
+            .expect("find(1) is there");
+        let mut lines: Vec<_> = String::from_utf8(find.stdout).expect("text").lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let expected = list(inside(&snapshot, "."));
+    assert!(expected.len() >= 8, "{expected:?}");
+    assert_eq!(list(copy.clone()), expected);
+    assert_eq!(std::fs::read_to_string(copy.join("etc/a")).expect("read"), "upper");
+}
+
+#[tokio::test]
+async fn old_kernels_mount_with_one_option_string() {
+    if !in_node("snapshots::old_kernels_mount_with_one_option_string") {
+        return;
+    }
+    let scratch = Scratch::new("classic");
+    let image = three_layers(&scratch).await;
+    let store = scratch.store();
+    let lower: Vec<_> =
+        image.layers.iter().rev().map(|id| store.layers().tree(&id.parse().expect("a digest"))).collect();
+    let overlay = crate::sys::overlay::Overlay { lower: &lower, upper: None, user_attributes: in_user_namespace() };
+    let snapshot = crate::image::Snapshot { mount: overlay.mount_classic().expect("mounted"), upper: None };
+    assert_eq!(std::fs::read_to_string(inside(&snapshot, "etc/a")).expect("read"), "upper");
+    assert!(!inside(&snapshot, "etc/gone").exists());
 }
 
 #[tokio::test]

@@ -169,7 +169,7 @@ pub fn descriptor(blob: &[u8]) -> Descriptor {
 }
 
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).expect("compressed");
     encoder.finish().expect("compressed")
 }

@@ -68,7 +68,7 @@ impl<R: Read> Entries<R> {
     }
 
     /// The next entry; none at the end marker or, between entries, at the end of the stream.
-    pub fn next(&mut self) -> Result<Option<Entry>, UnpackError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
         let mut prefix = Prefix::default();
         loop {
             self.skip_data()?;

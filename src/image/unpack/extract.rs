@@ -70,7 +70,7 @@ impl Extractor {
 
     /// Applies every entry, up to the end marker.
     pub fn run<R: Read>(mut self, entries: &mut Entries<R>) -> Result<Extent, UnpackError> {
-        while let Some(entry) = entries.next()? {
+        while let Some(entry) = entries.next_entry()? {
             self.budget.entry()?;
             self.apply(&entry, entries)?;
         }

@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn records_replace_and_take_back() {
-        let records = parse(b"11 path=a/b\n9 size=5\n8 size=\n21 mtime=-1.25000000\n10 path=xy\n").expect("records");
+        let records = parse(b"12 path=a/b\n9 size=5\n8 size=\n21 mtime=-1.25000000\n11 path=xy\n").expect("records");
         assert_eq!(records.path.as_deref(), Some(&b"xy"[..]));
         assert_eq!(records.size, None);
         assert_eq!(records.mtime, Some((-2, 750_000_000)));

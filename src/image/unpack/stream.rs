@@ -193,7 +193,7 @@ impl BufRead for Wire {
 enum Decoder {
     Gzip(Box<MultiGzDecoder<Wire>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, Wire>>),
-    Plain(Wire),
+    Plain(Box<Wire>),
 }
 
 impl Decoder {
@@ -211,7 +211,7 @@ impl Decoder {
             b"\xfd7zXZ\0" | [b'B', b'Z', b'h', ..] => {
                 Err(UnpackError::Malformed("it is compressed with xz or bzip2: gzip, zstd and plain are taken".into()))
             }
-            _ => Ok(Self::Plain(wire)),
+            _ => Ok(Self::Plain(Box::new(wire))),
         }
     }
 
@@ -227,7 +227,7 @@ impl Decoder {
         match self {
             Self::Gzip(decoder) => decoder.into_inner(),
             Self::Zstd(decoder) => decoder.finish(),
-            Self::Plain(wire) => wire,
+            Self::Plain(wire) => *wire,
         }
     }
 

@@ -148,8 +148,8 @@ fn steps(place: &Path, kind: NodeKind, socket: &mut UnixStream) -> Vec<Step> {
             return steps;
         }
     }
-    let others = Namespace::ALL.into_iter().filter(|kind| *kind != Namespace::User);
-    let made = others.map(|kind| kind.make().map_err(|error| named(kind.name(), error))).collect();
+    let mut others = Namespace::ALL.into_iter().filter(|kind| *kind != Namespace::User);
+    let made = others.try_for_each(|kind| kind.make().map_err(|error| named(kind.name(), error)));
     steps.push(Step::new(NODE, made));
     if steps.last().is_some_and(Step::failed) {
         return steps;

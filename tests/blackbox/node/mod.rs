@@ -162,8 +162,13 @@ impl Node {
     /// Kubernetes' own command line, pointed at this node.
     pub fn crictl<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
         let endpoint = format!("unix://{}", self.socket().display());
+        // Without a file of its own it looks for the machine's.
+        let config = self.dir.join("crictl.yaml");
+        std::fs::write(&config, format!("runtime-endpoint: {endpoint}\n")).expect("a file of ours");
         let mut command = Command::new(provision("clients/crictl"));
         command
+            .arg("--config")
+            .arg(config)
             .args(["--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "--timeout", "30s"])
             .args(arguments);
         command
@@ -217,10 +222,12 @@ impl Drop for Node {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        // Files in snapshots belong to subordinate ids: only the node's root can remove them.
-        let _ = self.cricket(["enter", "--", "rm", "-rf"]).arg(self.root()).output();
-        let _ = self.cricket(["stop"]).output();
-        let _ = std::fs::remove_dir_all(&self.dir);
+        let _ = self.cricket(["stop", "--pods"]).stdin(Stdio::null()).output();
+        if std::fs::remove_dir_all(&self.dir).is_err() {
+            // Files in snapshots belong to subordinate ids: only a root over these can remove them.
+            let mut remove = Command::new("unshare");
+            let _ = remove.args(["--map-root-user", "--map-auto", "--", "rm", "-rf"]).arg(&self.dir).output();
+        }
     }
 }
 

@@ -1,3 +1,5 @@
+//! The log over real pipes and files: split lines, rotation, full disks, slow clients.
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;

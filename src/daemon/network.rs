@@ -1,0 +1,50 @@
+//! The pods' network and the node's way out, as far as this node can have them. What is missing ends nothing: pods on
+//! the host's network run, and Status says why others do not.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::config::Config;
+use crate::cri::Facts;
+use crate::network::outbound::Outbound;
+use crate::network::{Cidr, Network, NetworkOptions};
+use crate::pod::PodNetworks;
+use crate::rootless::{Node, NodeKind};
+
+/// Below the state directory.
+const RANGES: &str = "pod_ranges.json";
+
+/// See the module.
+pub async fn start(facts: &Facts) -> PodNetworks {
+    let (config, node) = (&facts.config, &facts.node);
+    let ranges = config.state.join(RANGES);
+    let cidrs = PodNetworks::kept_ranges(&ranges).unwrap_or_else(|| config.pod_cidrs.clone());
+    let network = pod_network(node, &cidrs).await;
+    if let Err(why) = &network {
+        tracing::warn!("pods have no network: {why}");
+    }
+    PodNetworks::new(network, way_out(config, node).await, ranges)
+}
+
+async fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
+    let cidrs = cidrs.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>();
+    let cidrs = cidrs.map_err(|error| error.to_string())?;
+    let options = NetworkOptions { node: network_of(node)?, cidrs };
+    Network::start(options).await.map_err(|error| error.to_string())
+}
+
+/// A node that is not made has its way out already.
+async fn way_out(config: &Config, node: &Node) -> Option<Outbound> {
+    if node.kind != NodeKind::Made {
+        return None;
+    }
+    let started = match network_of(node) {
+        Ok(network) => Outbound::ensure(&config.state, network, None).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error),
+    };
+    started.inspect_err(|why| tracing::warn!("{why}")).ok()
+}
+
+fn network_of(node: &Node) -> Result<OwnedFd, String> {
+    let copy = node.network.as_fd().try_clone_to_owned();
+    copy.map_err(|error| format!("duplicating the node's network namespace: {error}"))
+}

@@ -1,0 +1,154 @@
+//! What pods have of the node's network: an interface and addresses each, where the node has a network for them.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::executor::client::Supervisor;
+use crate::network::outbound::Outbound;
+use crate::network::{Cidr, Network, NetworkError, PodNetwork};
+use crate::pod::context::{blocking, pod_modes};
+use crate::pod::error::{PodError, PodErrorKind, quoted};
+use crate::pod::record::PodRecord;
+use crate::proto::{cri, supervisor as wire};
+use crate::store::{self, PodId};
+use crate::sys::namespace::Namespace;
+
+/// Layout of the file of ranges.
+const RANGES_VERSION: u32 = 1;
+
+/// `STATE/pod_ranges.json`: the kubelet's word, which it does not repeat to a restarted daemon.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ranges {
+    version: u32,
+    cidrs: Vec<String>,
+}
+
+/// The network that pods are given.
+#[derive(Debug)]
+pub struct PodNetworks {
+    network: Result<Network, String>,
+    outbound: Option<Outbound>,
+    ranges: PathBuf,
+}
+
+impl PodNetworks {
+    /// `network`, or why there is none; `outbound` where the node needs a way out; the file in which ranges that a
+    /// kubelet names are kept.
+    pub fn new(network: Result<Network, String>, outbound: Option<Outbound>, ranges: PathBuf) -> Self {
+        Self { network, outbound, ranges }
+    }
+
+    /// The ranges that a kubelet named since the machine was started.
+    pub fn kept_ranges(file: &Path) -> Option<Vec<String>> {
+        store::read::<Ranges>(file).ok().filter(|kept| kept.version == RANGES_VERSION).map(|kept| kept.cidrs)
+    }
+
+    /// Why pods have no network.
+    pub(crate) fn missing(&self) -> Option<&str> {
+        self.network.as_ref().err().map(String::as_str)
+    }
+
+    /// Where pods reach the host's resolver when that listens on the host's loopback.
+    pub(crate) fn resolver(&self) -> Option<IpAddr> {
+        self.outbound.as_ref().map(|outbound| outbound.driver().resolver())
+    }
+
+    /// That a pod of its own network can be run.
+    pub(crate) fn check(&self, config: &cri::PodSandboxConfig) -> Result<(), PodError> {
+        match (has_own(config), &self.network) {
+            (true, Err(why)) => Err(PodError::new(
+                PodErrorKind::Unavailable,
+                format!("this node has no network for pods ({why}); pods on the host's network can be run"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects a pod that has just come up; none where it is on the node's network.
+    pub(crate) async fn set_up(
+        &self,
+        pod: &PodRecord,
+        supervisor: &Supervisor,
+    ) -> Result<Option<PodNetwork>, PodError> {
+        self.check(&pod.config)?;
+        let Some(network) = self.network.as_ref().ok().filter(|_| has_own(&pod.config)) else { return Ok(None) };
+        let opened = Namespace::Network.open(supervisor.pid());
+        let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
+        // It answers after the number was used, so the number was its own.
+        supervisor.network().await?;
+        Ok(Some(network.set_up(&pod.id, namespace).await?))
+    }
+
+    /// Takes note of what a pod of an earlier daemon has.
+    pub(crate) async fn adopt(&self, pod: &PodRecord) {
+        if let (Ok(network), Some(had)) = (&self.network, &pod.network)
+            && let Err(error) = network.adopt(&pod.id, had).await
+        {
+            tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
+        }
+    }
+
+    /// Takes everything from a pod that has ended; also when it has nothing. Failing, it leaves an interface that
+    /// nobody is behind, which is no reason to keep the pod.
+    pub(crate) async fn tear_down(&self, pod: &PodId) {
+        if let Ok(network) = &self.network
+            && let Err(error) = network.tear_down(pod).await
+        {
+            tracing::warn!(%pod, %error, "a pod's network was not wholly removed");
+        }
+    }
+
+    /// See [`crate::pod::Pods::change_pod_ranges`].
+    pub(crate) async fn change_ranges(&self, text: &str) -> Result<(), PodError> {
+        let cidrs = parse(text)?;
+        let kept = Ranges { version: RANGES_VERSION, cidrs: cidrs.iter().map(Cidr::to_string).collect() };
+        if let Ok(network) = &self.network {
+            network.change_ranges(cidrs).await?;
+        }
+        let file = self.ranges.clone();
+        blocking(move || Ok(store::write(&file, &kept)?)).await
+    }
+}
+
+/// Ranges of pod addresses, at most one of each family, separated by commas.
+fn parse(text: &str) -> Result<Vec<Cidr>, PodError> {
+    let parsed: Result<Vec<Cidr>, _> = text.split(',').map(|word| word.trim().parse::<Cidr>()).collect();
+    let cidrs = parsed.map_err(|e| PodError::invalid(format!("pod_cidr: {e}")))?;
+    let of_one_family = |v4: bool| cidrs.iter().filter(|c| c.base().is_ipv4() == v4).count();
+    match of_one_family(true) > 1 || of_one_family(false) > 1 {
+        true => Err(PodError::invalid(format!("pod_cidr: {:?} has two ranges of one family", quoted(text)))),
+        false => Ok(cidrs),
+    }
+}
+
+fn has_own(config: &cri::PodSandboxConfig) -> bool {
+    pod_modes(config).network != wire::NamespaceMode::Node
+}
+
+impl From<NetworkError> for PodError {
+    fn from(error: NetworkError) -> Self {
+        let kind = match &error {
+            NetworkError::Kernel { .. } => PodErrorKind::Internal,
+            NetworkError::Exhausted(_) => PodErrorKind::ResourceExhausted,
+            NetworkError::Ended => PodErrorKind::Unavailable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubelets_ranges_are_one_of_each_family() {
+        let read = |text| parse(text).map(|cidrs| cidrs.iter().map(Cidr::to_string).collect::<Vec<_>>());
+        assert_eq!(read("10.1.2.0/24").expect("a range"), ["10.1.2.0/24"]);
+        assert_eq!(read("10.1.2.0/24, fd00:1::/64").expect("two ranges"), ["10.1.2.0/24", "fd00:1::/64"]);
+        for bad in ["", "x", "10.1.2.0", "10.1.2.0/24,", "10.1.2.0/24,10.2.0.0/24"] {
+            assert_eq!(read(bad).expect_err("refused").kind, PodErrorKind::Invalid, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Pods have addresses of their own, reach each other by them, and keep them while daemons come and go.
+
+use std::collections::HashSet;
+
+use cricket::proto::cri;
+
+use crate::node::{Node, container, pod};
+
+const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+/// Five pods fit into it besides the bridge.
+const ROOM_FOR_FIVE: &str = "10.93.0.0/29";
+/// How often a pod asks another before it gives up.
+const PINGS: &str = "2";
+
+/// On a network of its own.
+fn networked(node: &Node, name: &str) -> cri::PodSandboxConfig {
+    let mut config = pod(node, name);
+    let options = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    let options = options.and_then(|security| security.namespace_options.as_mut()).expect("a test's pod has options");
+    options.network = cri::NamespaceMode::Pod.into();
+    config
+}
+
+/// All addresses of a pod, the first its primary one.
+async fn addresses(node: &Node, pod: &str) -> Vec<String> {
+    let network = node.pod_status(pod).await.network.expect("a network status");
+    std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|other| other.ip)).collect()
+}
+
+/// Runs a pod and answers its id and its addresses.
+async fn run(node: &Node, name: &str) -> (String, Vec<String>) {
+    let pod = node.run_pod(&networked(node, name)).await;
+    let addresses = addresses(node, &pod).await;
+    assert!(addresses.iter().all(|address| address.parse::<std::net::IpAddr>().is_ok()), "{name}: {addresses:?}");
+    (pod, addresses)
+}
+
+/// A container in a running pod that waits and has ping.
+async fn start_sleeper(node: &Node, pod: &str, name: &str) -> String {
+    let config = networked(node, name);
+    let mut sleeper = container("main", &["sleep", "600"]);
+    sleeper.image = Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() });
+    let options = sleeper.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).expect("it has options");
+    options.capabilities = Some(cri::Capability { add_capabilities: vec!["NET_RAW".to_owned()], ..Default::default() });
+    node.start_container(pod, sleeper, &config).await
+}
+
+async fn assert_reached(node: &Node, from: &str, address: &str) {
+    let said = node.exec(from, &["ping", "-c", PINGS, "-W", PINGS, address], 20).await.expect("ExecSync");
+    assert_eq!(said.exit_code, 0, "{address}: {}", String::from_utf8_lossy(&said.stdout));
+}
+
+async fn name_ranges(node: &Node, pod_cidr: &str) -> Result<(), tonic::Status> {
+    let network_config = Some(cri::NetworkConfig { pod_cidr: pod_cidr.to_owned() });
+    let request = cri::UpdateRuntimeConfigRequest { runtime_config: Some(cri::RuntimeConfig { network_config }) };
+    node.runtime().await.update_runtime_config(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn pods_reach_each_other_and_keep_their_addresses_when_the_daemon_is_killed() {
+    let mut node = Node::start().await;
+    node.load("busybox");
+    let (a, of_a) = run(&node, "a").await;
+    let (b, of_b) = run(&node, "b").await;
+    let (in_a, in_b) = (start_sleeper(&node, &a, "a").await, start_sleeper(&node, &b, "b").await);
+    assert_reached(&node, &in_a, &of_b[0]).await;
+    assert_reached(&node, &in_b, &of_a[0]).await;
+
+    node.kill_daemon();
+    node.serve();
+    node.wait_until_ready().await;
+    assert_eq!((addresses(&node, &a).await, addresses(&node, &b).await), (of_a.clone(), of_b.clone()));
+    assert_reached(&node, &in_a, &of_b[0]).await;
+    let mut others = Vec::new();
+    for name in ["c", "d", "e"] {
+        others.push(run(&node, name).await);
+    }
+    let all: Vec<&String> = others.iter().flat_map(|(_, addresses)| addresses).chain(&of_a).chain(&of_b).collect();
+    assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len(), "an address was given twice: {all:?}");
+    for pod in others.iter().map(|(pod, _)| pod).chain([&a, &b]) {
+        node.remove_pod(pod).await;
+    }
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn a_removed_pods_address_is_free_and_a_full_range_is_told() {
+    let mut node = Node::start().await;
+    node.load_demo().await;
+    for bad in ["10.93.0.0", "10.93.0.0/33", "10.93.0.0/24,10.94.0.0/24"] {
+        let refused = name_ranges(&node, bad).await.expect_err("refused");
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{bad}");
+    }
+    name_ranges(&node, ROOM_FOR_FIVE).await.expect("a range");
+    // What the kubelet said holds for the next daemon too.
+    node.kill_daemon();
+    node.serve();
+    node.wait_until_ready().await;
+    let mut pods = Vec::new();
+    let full = loop {
+        let config = networked(&node, &format!("pod-{}", pods.len()));
+        let request = cri::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        match node.runtime().await.run_pod_sandbox(request).await {
+            Ok(answer) => pods.push(answer.into_inner().pod_sandbox_id),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((full.code(), pods.len()), (tonic::Code::ResourceExhausted, 5), "{}", full.message());
+    let freed = addresses(&node, &pods[1]).await;
+    node.remove_pod(&pods.remove(1)).await;
+    let (pod, reused) = run(&node, "after").await;
+    assert_eq!(reused, freed);
+    pods.push(pod);
+    for pod in &pods {
+        node.remove_pod(pod).await;
+    }
+    node.stop_and_account().await;
+}
