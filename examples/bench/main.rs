@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use cricket::proto::cri;
 
 use account::Account;
 use node::Node;
@@ -30,9 +31,12 @@ struct Args {
     /// An archive of the busybox image
     #[arg(long)]
     image: PathBuf,
-    /// Where everything of this run is kept and removed
+    /// Where images, records and logs of this run are kept
     #[arg(long)]
     directory: PathBuf,
+    /// Its run-time state: on a tmpfs, where every node has it; on a disk, the disk's file system is in all figures
+    #[arg(long)]
+    state: PathBuf,
     /// Pods one after another, and at most how many at rest
     #[arg(long, default_value_t = 100)]
     pods: usize,
@@ -42,6 +46,9 @@ struct Args {
     /// Give pods the node's network instead of one of their own
     #[arg(long)]
     node_network: bool,
+    /// Run containers without a seccomp filter, to see what theirs costs
+    #[arg(long)]
+    unconfined: bool,
     /// Only these stages: pods, containers, exec, together, log, rest
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -58,7 +65,13 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     // Orphans of the daemon become our children, so that no CPU time is lost with them.
     account::adopt_orphans()?;
-    let mut node = Node::start(&args.cricket, &args.directory, args.node_network).await?;
+    let mut node = Node::start(&args.cricket, &args.directory, &args.state).await?;
+    if args.node_network {
+        node.network = cri::NamespaceMode::Node;
+    }
+    if args.unconfined {
+        node.seccomp = cri::security_profile::ProfileType::Unconfined;
+    }
     let result = measure(&mut node, &args).await;
     if result.is_err() {
         eprintln!("{}", node.last_words());

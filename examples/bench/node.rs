@@ -22,30 +22,40 @@ const MESSAGE_LIMIT: usize = 16 << 20;
 /// Lines of the daemon's log that are shown when something fails.
 const LAST_WORDS: usize = 30;
 
-/// See the module.
-pub struct Node {
+/// The program, and where it keeps things.
+#[derive(Debug, Clone)]
+struct Place {
     binary: PathBuf,
     directory: PathBuf,
+    state: PathBuf,
+}
+
+/// See the module.
+pub struct Node {
+    place: Place,
     daemon: i32,
     /// Of the runtime service; cloned by who makes calls side by side.
     pub runtime: RuntimeServiceClient<Channel>,
     /// What pods get.
     pub network: cri::NamespaceMode,
+    /// What containers get.
+    pub seccomp: cri::security_profile::ProfileType,
     /// The name of the image that was loaded.
     pub image: String,
 }
 
 impl Node {
     /// Starts a daemon and waits until it says that it is ready.
-    pub async fn start(binary: &Path, directory: &Path, node_network: bool) -> anyhow::Result<Self> {
+    pub async fn start(binary: &Path, directory: &Path, state: &Path) -> anyhow::Result<Self> {
+        let place = Place { binary: binary.to_owned(), directory: directory.to_owned(), state: state.to_owned() };
         std::fs::create_dir_all(directory.join("logs"))?;
         let mut node = Self {
-            binary: binary.to_owned(),
-            directory: directory.to_owned(),
-            daemon: serve(binary, directory)?,
-            runtime: RuntimeServiceClient::new(dial(directory)?).max_decoding_message_size(MESSAGE_LIMIT),
-            network: if node_network { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod },
+            daemon: place.serve()?,
+            runtime: RuntimeServiceClient::new(place.dial()).max_decoding_message_size(MESSAGE_LIMIT),
+            network: cri::NamespaceMode::Pod,
+            seccomp: cri::security_profile::ProfileType::RuntimeDefault,
             image: String::new(),
+            place,
         };
         node.wait_until_ready().await?;
         Ok(node)
@@ -69,17 +79,17 @@ impl Node {
         let daemon = Pid::from_raw(self.daemon);
         kill(daemon, Signal::SIGKILL).context("killing the daemon")?;
         waitpid(daemon, None).context("waiting for the daemon")?;
-        self.daemon = serve(&self.binary, &self.directory)?;
+        self.daemon = self.place.serve()?;
         self.wait_until_ready().await
     }
 
     /// Loads an image from an archive; containers run it from then on.
     pub async fn load(&mut self, archive: &Path) -> anyhow::Result<()> {
-        let output = cricket(&self.binary, &self.directory).args(["image", "load"]).arg(archive).output()?;
+        let output = self.place.cricket().args(["image", "load"]).arg(archive).output()?;
         if !output.status.success() {
             bail!("cricket image load: {}", String::from_utf8_lossy(&output.stderr));
         }
-        let channel = dial(&self.directory)?;
+        let channel = self.place.dial();
         let mut images = cri::image_service_client::ImageServiceClient::new(channel);
         let list = images.list_images(cri::ListImagesRequest::default()).await?.into_inner();
         let names = list.images.into_iter().flat_map(|image| image.repo_tags);
@@ -94,12 +104,12 @@ impl Node {
 
     /// Where pods log.
     pub fn logs(&self) -> PathBuf {
-        self.directory.join("logs")
+        self.place.directory.join("logs")
     }
 
     /// The end of the daemon's log.
     pub fn last_words(&self) -> String {
-        let text = std::fs::read_to_string(self.directory.join("daemon.log")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.place.directory.join("daemon.log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
     }
@@ -107,9 +117,9 @@ impl Node {
     /// Ends the pods, the daemon and the node, and removes what is on disk.
     pub fn stop(&self) -> anyhow::Result<()> {
         // Files of snapshots belong to subordinate ids: only the node's root can remove them.
-        let root = self.directory.join("root");
-        let _ = cricket(&self.binary, &self.directory).args(["enter", "--", "rm", "-rf"]).arg(root).output();
-        let output = cricket(&self.binary, &self.directory).args(["stop", "--pods"]).output()?;
+        let root = self.place.directory.join("root");
+        let _ = self.place.cricket().args(["enter", "--", "rm", "-rf"]).arg(root).output();
+        let output = self.place.cricket().args(["stop", "--pods"]).output()?;
         if !output.status.success() {
             bail!("cricket stop: {}", String::from_utf8_lossy(&output.stderr));
         }
@@ -117,27 +127,32 @@ impl Node {
     }
 }
 
-fn serve(binary: &Path, directory: &Path) -> anyhow::Result<i32> {
-    let log = File::options().create(true).append(true).open(directory.join("daemon.log"))?;
-    let mut command = cricket(binary, directory);
-    command.arg("serve").stdout(log.try_clone()?).stderr(log);
-    let child = command.spawn().with_context(|| format!("starting {}", binary.display()))?;
-    Ok(child.id().cast_signed())
-}
+impl Place {
+    fn serve(&self) -> anyhow::Result<i32> {
+        let log = File::options().create(true).append(true).open(self.directory.join("daemon.log"))?;
+        let mut command = self.cricket();
+        command.arg("serve").stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("starting {}", self.binary.display()))?;
+        Ok(child.id().cast_signed())
+    }
 
-fn cricket(binary: &Path, directory: &Path) -> Command {
-    let mut command = Command::new(binary);
-    let state = directory.join("state");
-    command.env("CRICKET_ROOT", directory.join("root")).env("CRICKET_STATE", &state);
-    command.env("CRICKET_SOCKET", state.join("cricket.sock")).stdin(Stdio::null());
-    command
-}
+    fn cricket(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env("CRICKET_ROOT", self.directory.join("root")).env("CRICKET_STATE", &self.state);
+        command.env("CRICKET_SOCKET", self.socket()).stdin(Stdio::null());
+        command
+    }
 
-fn dial(directory: &Path) -> anyhow::Result<Channel> {
-    let socket = directory.join("state/cricket.sock");
-    let connect = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-    });
-    Ok(Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect))
+    fn socket(&self) -> PathBuf {
+        self.state.join("cricket.sock")
+    }
+
+    fn dial(&self) -> Channel {
+        let socket = self.socket();
+        let connect = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect)
+    }
 }

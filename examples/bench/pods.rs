@@ -10,8 +10,8 @@ use super::node::Node;
 
 /// For a container to end by itself.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often is looked whether it has.
-const GLANCE: Duration = Duration::from_millis(20);
+/// How often is looked whether it has: seldom, for the daemon pays for the answer.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// A pod that runs.
 pub struct Pod {
@@ -74,7 +74,7 @@ impl Node {
             linux: Some(cri::LinuxContainerConfig {
                 security_context: Some(cri::LinuxContainerSecurityContext {
                     namespace_options: Some(self.namespaces()),
-                    seccomp: Some(cri::SecurityProfile::default()),
+                    seccomp: Some(cri::SecurityProfile { profile_type: self.seccomp.into(), ..Default::default() }),
                     ..Default::default()
                 }),
                 ..Default::default()

@@ -217,8 +217,10 @@ pub async fn log(node: &Node, account: &Account, table: &mut Table, megabytes: u
     node.wait(&id).await?;
     let wall = watch.started.elapsed();
     let ours = watch.of(Sample::of_ourselves)?;
+    let daemon = watch.of(|sample| sample.of(Kind::Daemon))?;
     let (all, _) = watch.each(1)?;
     table.cpu(format!("a log of {megabytes} MB: supervisor and daemon"), ours, wall, Some(megabytes as f64 * 1.25));
+    table.cpu("  of that, daemon", daemon, Duration::ZERO, None);
     table.cpu("  with the container that writes it", all, wall, None);
     node.remove_container(&id).await?;
     node.remove_pod(&pod).await
