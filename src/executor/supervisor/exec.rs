@@ -186,12 +186,25 @@ fn session_of(pid: i32) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
-    fn the_session_of_this_process_is_read() {
-        let own = rustix::process::getsid(None).expect("a session").as_raw_nonzero().get();
-        assert_eq!(session_of(std::process::id() as i32), Some(own));
+    fn the_session_of_a_process_is_read() {
+        // One that leads a session of its own: this process's may belong to a pid namespace further out.
+        let mut child = Command::new("setsid")
+            .args(["sh", "-c", "echo; read line"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a child");
+        child.stdout.as_mut().expect("its output").read_exact(&mut [0]).expect("a sign of life");
+        let pid = child.id() as i32;
+        assert_eq!(session_of(pid), Some(pid));
         assert_eq!(session_of(-1), None);
+        drop(child.stdin.take());
+        child.wait().expect("its end");
     }
 }
