@@ -31,9 +31,24 @@ pub(crate) struct Creation {
     pub(crate) id: ContainerId,
     pub(crate) config: cri::ContainerConfig,
     /// Whose PID namespace is joined.
-    pub(crate) pid_target: Option<ContainerId>,
+    pub(crate) pid_target: Option<PidTarget>,
     /// True once its process has ended.
     pub(crate) ended: watch::Receiver<bool>,
+}
+
+/// A running container whose processes another one is to see.
+pub(crate) struct PidTarget {
+    id: ContainerId,
+    /// It has no PID namespace of its own: the node's cannot be joined, only kept.
+    is_nodes: bool,
+}
+
+impl PidTarget {
+    pub(crate) fn new(id: &ContainerId, pid: i32) -> Self {
+        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+        let own = namespace("self");
+        Self { id: id.clone(), is_nodes: own.is_some() && namespace(&pid.to_string()) == own }
+    }
 }
 
 /// What is known once the bundle is written.
@@ -67,7 +82,10 @@ pub(crate) async fn create(work: Creation) -> Result<ContainerRecord, PodError> 
 async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord, PodError> {
     // Writable also under a read-only root: mount points are made in it first, then the runtime closes it.
     let snapshot = work.context.images.snapshot(work.id.as_str(), &image, false).await?;
-    let modes = container_modes(&work.pod.config, &work.config);
+    let mut modes = container_modes(&work.pod.config, &work.config);
+    if work.pid_target.as_ref().is_some_and(|target| target.is_nodes) {
+        modes.pid = wire::NamespaceMode::Node;
+    }
     let bundle = {
         let (work, image) = (Arc::clone(work), Arc::clone(&image));
         blocking(move || write_bundle(&work, &image, modes, snapshot.mount)).await?
@@ -171,7 +189,7 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
         timeout_ms: CREATE_DEADLINE.as_millis() as u64,
         propagations: bundle.propagations.clone(),
         pid: modes.pid.into(),
-        pid_target: work.pid_target.as_ref().map(ToString::to_string).unwrap_or_default(),
+        pid_target: work.pid_target.as_ref().map(|target| target.id.to_string()).unwrap_or_default(),
     }
 }
 
