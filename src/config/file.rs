@@ -1,5 +1,6 @@
 //! `cricket.toml` as typed: every key optional, unknown ones refused with their line.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,9 @@ pub struct File {
     pub streaming: Streaming,
     #[serde(default)]
     pub network: Network,
+    /// Where each key stands: `network.pod_cidrs` and its line, from 1.
+    #[serde(skip)]
+    pub lines: BTreeMap<String, usize>,
 }
 
 /// `[registry]`
@@ -67,11 +71,25 @@ pub fn read(path: &Path, named: bool) -> Result<File, ConfigError> {
 
 /// Understands the text of a configuration; `path` is only for messages.
 pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
-    toml::from_str(text).map_err(|error| ConfigError::Parse {
+    let wrong = |error: toml::de::Error| ConfigError::Parse {
         path: path.to_owned(),
         line: error.span().map_or(1, |span| line_of(text, span.start)),
         message: error.message().lines().collect::<Vec<_>>().join(" "),
-    })
+    };
+    let mut file: File = toml::from_str(text).map_err(wrong)?;
+    let table = toml::de::DeTable::parse(text).map_err(wrong)?;
+    note_lines(table.get_ref(), "", text, &mut file.lines);
+    Ok(file)
+}
+
+fn note_lines(table: &toml::de::DeTable, prefix: &str, text: &str, lines: &mut BTreeMap<String, usize>) {
+    for (key, value) in table {
+        let name = format!("{prefix}{}", key.get_ref());
+        lines.insert(name.clone(), line_of(text, key.span().start));
+        if let toml::de::DeValue::Table(inner) = value.get_ref() {
+            note_lines(inner, &format!("{name}."), text, lines);
+        }
+    }
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
