@@ -107,6 +107,7 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
     sys::heap::limit_arenas();
     logging::start(&config.log_level);
     // Who is refused has made nothing.
+    Lock::refuse_held(&config.root)?;
     socket::refuse_taken(&config.socket)?;
     directories::refuse_shared(&config)?;
     let _lock = Lock::acquire(&config.root)?;
