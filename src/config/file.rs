@@ -23,6 +23,8 @@ pub struct File {
     #[serde(default)]
     pub registry: Registry,
     #[serde(default)]
+    pub images: Images,
+    #[serde(default)]
     pub streaming: Streaming,
     #[serde(default)]
     pub network: Network,
@@ -36,6 +38,14 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 pub struct Registry {
     pub config_path: Option<PathBuf>,
+    pub short_names: Option<String>,
+}
+
+/// `[images]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    pub pinned: Option<Vec<String>>,
 }
 
 /// `[streaming]`
@@ -146,6 +156,7 @@ mod tests {
         assert!(file.root.is_some() && file.state.is_some() && file.socket.is_some());
         assert!(file.log_level.is_some() && file.cgroup_driver.is_some());
         assert!(file.registry.config_path.is_some() && file.streaming.address.is_some());
+        assert!(file.registry.short_names.is_some() && file.images.pinned.is_some());
         let network = file.network;
         assert!(network.cni_config_dir.is_some() && network.cni_plugin_dirs.is_some() && network.pod_cidrs.is_some());
     }

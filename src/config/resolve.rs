@@ -87,6 +87,12 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
         state,
         log_level: log_level.or(file.log_level).unwrap_or_else(|| defaults::LOG_LEVEL.to_owned()),
         registry_config_path: registry.unwrap_or_else(|| defaults::registry_config_path(env)),
+        short_names: env
+            .variable("CRICKET_SHORT_NAMES")
+            .map(str::to_owned)
+            .or(file.registry.short_names)
+            .unwrap_or_else(|| defaults::SHORT_NAMES.to_owned()),
+        pinned_images: words(env, "CRICKET_PINNED_IMAGES", ',').or(file.images.pinned).unwrap_or_default(),
         cgroup_driver: cgroup_driver(env)?.or(file.cgroup_driver).unwrap_or(CgroupDriver::Cgroupfs),
         streaming_address: parsed(env, "CRICKET_STREAMING_ADDRESS", "an address such as 127.0.0.1:0")?
             .or(file.streaming.address)
@@ -161,6 +167,9 @@ fn check(config: Config, origins: &Origins) -> Result<Config, ConfigError> {
     }
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log_level) {
         return wrong("log_level", format!("{:?} is not a filter such as info or debug: {error}", config.log_level));
+    }
+    if config.short_names.contains(['/', '@']) || config.short_names.contains(char::is_whitespace) {
+        return wrong("registry.short_names", format!("{:?} is not a registry such as docker.io", config.short_names));
     }
     if let Some(bad) = config.pod_cidrs.iter().find(|cidr| !is_cidr(cidr)) {
         return wrong("network.pod_cidrs", format!("{bad:?} is not a range such as 10.85.0.0/16"));
