@@ -142,6 +142,7 @@ fn a_pod_whose_set_up_fails_leaves_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let network = network();
+        assert_eq!(network.missing().await, None);
         let pod = Pod::start();
         assert!(pod.run("ip link add eth0 type bridge"));
         let before = links();
