@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
 use cricket::network::outbound::{Driver, Outbound};
-use cricket::network::{Network, NetworkOptions};
+use cricket::network::{Network, NetworkOptions, PodRequest};
 use cricket::store::PodId;
+use cricket::sys::process::ProcessId;
 
 /// Set in the copy of the test that runs inside the namespaces.
 const INSIDE: &str = "CRICKET_TEST_INSIDE";
@@ -50,6 +51,16 @@ impl Pod {
         File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("a namespace").into()
     }
 
+    fn request(&self) -> PodRequest {
+        PodRequest {
+            id: self.id.clone(),
+            namespace: self.namespace(),
+            holder: ProcessId::of(self.holder.id() as i32).expect("it runs"),
+            config: Default::default(),
+            cgroup: None,
+        }
+    }
+
     fn run(&self, command: &str) -> bool {
         let target = format!("--net=/proc/{}/ns/net", self.holder.id());
         let run = Command::new("nsenter").args([&target, "--", "sh", "-c", command]).status();
@@ -64,10 +75,10 @@ impl Drop for Pod {
     }
 }
 
-async fn network() -> Network {
+fn network() -> Network {
     let node = File::open("/proc/self/ns/net").expect("a namespace").into();
     let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
-    Network::start(NetworkOptions { node, cidrs }).await.expect("a network")
+    Network::new(NetworkOptions { node, cidrs })
 }
 
 /// Names of the links, a line each.
@@ -84,10 +95,10 @@ fn two_pods_reach_each_other_and_the_node_over_both_families() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let network = network().await;
+        let network = network();
         let (one, two) = (Pod::start(), Pod::start());
-        let first = network.set_up(&one.id, one.namespace()).await.expect("set up");
-        let second = network.set_up(&two.id, two.namespace()).await.expect("set up");
+        let first = network.set_up(one.request()).await.expect("set up");
+        let second = network.set_up(two.request()).await.expect("set up");
         assert_ne!(first.addresses, second.addresses);
         for address in
             second.addresses.iter().map(ToString::to_string).chain(["10.77.0.1".into(), "fdc7:1cce:7::1".into()])
@@ -110,10 +121,10 @@ fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (one, two) = (Pod::start(), Pod::start());
-        let first = network().await.set_up(&one.id, one.namespace()).await.expect("set up");
-        let network = network().await;
+        let first = network().set_up(one.request()).await.expect("set up");
+        let network = network();
         network.adopt(&one.id, &first).await.expect("adopted");
-        let second = network.set_up(&two.id, two.namespace()).await.expect("set up");
+        let second = network.set_up(two.request()).await.expect("set up");
         assert!(first.addresses.iter().all(|a| !second.addresses.contains(a)));
         assert!(two.run(&format!("ping -c1 -W5 {}", first.addresses[0])));
         let rules = Command::new("nft").args(["list", "table", "inet", "cricket"]).output().expect("nft runs");
@@ -130,11 +141,12 @@ fn a_pod_whose_set_up_fails_leaves_nothing() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let network = network().await;
+        let network = network();
+        assert_eq!(network.missing().await, None);
         let pod = Pod::start();
         assert!(pod.run("ip link add eth0 type bridge"));
         let before = links();
-        assert!(network.set_up(&pod.id, pod.namespace()).await.is_err());
+        assert!(network.set_up(pod.request()).await.is_err());
         assert_eq!(links(), before);
     });
 }

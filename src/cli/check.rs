@@ -1,6 +1,5 @@
 //! `cricket check`: what this machine offers and what it lacks, before anything runs.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -34,7 +33,7 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
         Output::Json => serde_json::to_string_pretty(&report)? + "\n",
         Output::Table => table(&report),
     };
-    std::io::stdout().write_all(text.as_bytes())?;
+    super::output::write(false, text.as_bytes())?;
     Ok(if report.will_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

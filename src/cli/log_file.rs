@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -125,7 +125,7 @@ fn print(line: &[u8], timestamps: bool) -> io::Result<()> {
     if parsed.whole {
         text.push(b'\n');
     }
-    if parsed.stderr { io::stderr().write_all(&text) } else { io::stdout().write_all(&text) }
+    super::output::write(parsed.stderr, &text)
 }
 
 /// Moves to where the last `count` lines begin, reading backwards.
@@ -159,11 +159,9 @@ pub async fn follow<T>(mut log: LogFile, end: impl Future<Output = T>) -> anyhow
     tokio::pin!(end);
     loop {
         log.print_rest().with_context(|| format!("log {}", log.path.display()))?;
-        io::stdout().flush()?;
         tokio::select! {
             result = &mut end => {
                 log.print_rest()?;
-                io::stdout().flush()?;
                 return Ok(result);
             }
             changed = next_change(&changes) => changed.context("cannot watch the log")?,

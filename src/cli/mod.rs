@@ -17,6 +17,7 @@ mod log_file;
 pub mod logs;
 mod lookup;
 pub mod node;
+pub mod output;
 pub mod pods;
 mod progress;
 pub mod ps;

@@ -29,7 +29,7 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
             match remove(&mut client, &name).await {
                 Ok(id) => table::say(&id)?,
                 Err(error) => {
-                    eprintln!("cricket: {error:#}");
+                    super::output::tell(&error);
                     status = ExitCode::FAILURE;
                 }
             }

@@ -3,7 +3,7 @@
 //! Each binary message begins with a byte that names its channel. Input is read by a thread of its own, because a
 //! read of a terminal cannot be cancelled; it ends with the process.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 use anyhow::{Context, anyhow, bail};
 use futures_util::{SinkExt, StreamExt};
@@ -17,6 +17,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
+use super::output;
 use super::terminal::{self, RawMode};
 
 const PROTOCOL: &str = "v5.channel.k8s.io";
@@ -125,17 +126,12 @@ fn received(message: Received) -> anyhow::Result<Option<u8>> {
     };
     let Some((channel, data)) = bytes.split_first() else { return Ok(None) };
     match *channel {
-        channel::STDOUT => write(io::stdout(), data)?,
-        channel::STDERR => write(io::stderr(), data)?,
+        channel::STDOUT => output::write(false, data)?,
+        channel::STDERR => output::write(true, data)?,
         channel::ERROR if !data.is_empty() => return exit_status(data).map(Some),
         _ => {}
     }
     Ok(None)
-}
-
-fn write(mut to: impl Write, data: &[u8]) -> io::Result<()> {
-    to.write_all(data)?;
-    to.flush()
 }
 
 /// Kubernetes' `metav1.Status`, as far as it says how a process ended.

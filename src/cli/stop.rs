@@ -56,7 +56,7 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     if said.is_empty() {
         said.push(format!("nothing to stop: no cricket runs with the state directory {}", config.state.display()));
     }
-    said.iter().for_each(|line| println!("{line}"));
+    said.iter().try_for_each(|line| super::table::say(line))?;
     Ok(ExitCode::SUCCESS)
 }
 

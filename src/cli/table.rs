@@ -6,6 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::Output;
+pub use super::output::say;
 
 /// Digits of an id that people are shown.
 const SHORT_DIGITS: usize = 13;
@@ -35,15 +36,6 @@ pub fn print<T: Serialize>(
 /// Prints a value as JSON.
 pub fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     say(&serde_json::to_string_pretty(value)?)
-}
-
-/// A line to standard output. A reader that has gone away (`| head`) is not an error worth telling.
-pub fn say(line: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        other => Ok(other?),
-    }
 }
 
 /// The first digits of an id, without the name of its algorithm.

@@ -12,6 +12,9 @@ const NAME: &str = "cricket";
 /// Pod addresses of the built-in network: a private range, and a unique local one (RFC 4193).
 pub const POD_CIDRS: [&str; 2] = ["10.85.0.0/16", "fd85:ee78:d8a6:8607::/64"];
 
+/// What Docker users mean by `busybox`.
+pub const SHORT_NAMES: &str = "docker.io";
+
 /// What is logged unless asked otherwise.
 pub const LOG_LEVEL: &str = "info";
 

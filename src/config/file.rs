@@ -1,5 +1,6 @@
 //! `cricket.toml` as typed: every key optional, unknown ones refused with their line.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -22,9 +23,14 @@ pub struct File {
     #[serde(default)]
     pub registry: Registry,
     #[serde(default)]
+    pub images: Images,
+    #[serde(default)]
     pub streaming: Streaming,
     #[serde(default)]
     pub network: Network,
+    /// Where each key stands: `network.pod_cidrs` and its line, from 1.
+    #[serde(skip)]
+    pub lines: BTreeMap<String, usize>,
 }
 
 /// `[registry]`
@@ -32,6 +38,14 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 pub struct Registry {
     pub config_path: Option<PathBuf>,
+    pub short_names: Option<String>,
+}
+
+/// `[images]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    pub pinned: Option<Vec<String>>,
 }
 
 /// `[streaming]`
@@ -67,11 +81,25 @@ pub fn read(path: &Path, named: bool) -> Result<File, ConfigError> {
 
 /// Understands the text of a configuration; `path` is only for messages.
 pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
-    toml::from_str(text).map_err(|error| ConfigError::Parse {
+    let wrong = |error: toml::de::Error| ConfigError::Parse {
         path: path.to_owned(),
         line: error.span().map_or(1, |span| line_of(text, span.start)),
         message: error.message().lines().collect::<Vec<_>>().join(" "),
-    })
+    };
+    let mut file: File = toml::from_str(text).map_err(wrong)?;
+    let table = toml::de::DeTable::parse(text).map_err(wrong)?;
+    note_lines(table.get_ref(), "", text, &mut file.lines);
+    Ok(file)
+}
+
+fn note_lines(table: &toml::de::DeTable, prefix: &str, text: &str, lines: &mut BTreeMap<String, usize>) {
+    for (key, value) in table {
+        let name = format!("{prefix}{}", key.get_ref());
+        lines.insert(name.clone(), line_of(text, key.span().start));
+        if let toml::de::DeValue::Table(inner) = value.get_ref() {
+            note_lines(inner, &format!("{name}."), text, lines);
+        }
+    }
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -128,6 +156,7 @@ mod tests {
         assert!(file.root.is_some() && file.state.is_some() && file.socket.is_some());
         assert!(file.log_level.is_some() && file.cgroup_driver.is_some());
         assert!(file.registry.config_path.is_some() && file.streaming.address.is_some());
+        assert!(file.registry.short_names.is_some() && file.images.pinned.is_some());
         let network = file.network;
         assert!(network.cni_config_dir.is_some() && network.cni_plugin_dirs.is_some() && network.pod_cidrs.is_some());
     }

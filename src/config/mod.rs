@@ -27,6 +27,10 @@ pub struct Config {
     pub log_level: String,
     /// Mirror rules: directory that holds `HOST/hosts.toml`. `/etc/cricket/certs.d` or `$XDG_CONFIG_HOME/cricket/certs.d`.
     pub registry_config_path: PathBuf,
+    /// The registry that completes image names without one; empty: such names are not pulled. `docker.io`.
+    pub short_names: String,
+    /// Names of images that nothing removes.
+    pub pinned_images: Vec<String>,
     /// Which cgroup driver kubelets are told to use.
     pub cgroup_driver: CgroupDriver,
     /// `127.0.0.1:0`: where exec, attach and port-forward sessions are served.

@@ -1,5 +1,6 @@
 //! Flags over variables over file over defaults, and the checks after which the code may rely on the result.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -14,17 +15,64 @@ pub fn resolve(flags: &Flags, env: &Environment) -> Result<Config, ConfigError> 
     let named = path_of(env, flags.config.as_ref(), "CRICKET_CONFIG");
     let path = named.clone().unwrap_or_else(|| defaults::config_file(env));
     let file = file::read(&path, named.is_some())?;
-    check(merge(flags, env, file, &path)?)
+    let origins = Origins { flags, env, file: &path, lines: file.lines.clone() };
+    check(merge(flags, env, file, &origins)?, &origins)
 }
 
-fn merge(flags: &Flags, env: &Environment, file: File, path: &Path) -> Result<Config, ConfigError> {
+/// Where a value was typed, for the message that refuses it.
+struct Origins<'a> {
+    flags: &'a Flags,
+    env: &'a Environment,
+    file: &'a Path,
+    lines: BTreeMap<String, usize>,
+}
+
+impl Origins<'_> {
+    /// Of the value that won: the flag, the variable, or the key with its file and line.
+    fn of(&self, key: &str) -> String {
+        let (flag, typed) = match key {
+            "root" => ("--root", self.flags.root.as_deref().and_then(Path::to_str)),
+            "state" => ("--state", self.flags.state.as_deref().and_then(Path::to_str)),
+            "socket" => ("--socket", self.flags.socket.as_deref().and_then(Path::to_str)),
+            "log_level" => ("--log-level", self.flags.log_level.as_deref()),
+            _ => ("", None),
+        };
+        let variable = variable_of(key);
+        match (typed, self.env.variable(&variable)) {
+            // The command line hands a variable on as if it were the flag.
+            (Some(typed), value) if value != Some(typed) => flag.to_owned(),
+            (_, Some(_)) => variable,
+            _ => self.in_file(key),
+        }
+    }
+
+    fn in_file(&self, key: &str) -> String {
+        match self.lines.get(key) {
+            Some(line) => format!("{}, line {line}, key {key}", self.file.display()),
+            None => format!("{key} (by default)"),
+        }
+    }
+}
+
+/// `network.pod_cidrs` is `CRICKET_POD_CIDRS`: tables are not said, but for the registry's.
+fn variable_of(key: &str) -> String {
+    let name = match key.split_once('.') {
+        Some(("registry", _)) => key.replace('.', "_"),
+        Some(("streaming", _)) => key.replace('.', "_"),
+        Some((_, name)) => name.to_owned(),
+        None => key.to_owned(),
+    };
+    format!("CRICKET_{}", name.to_uppercase())
+}
+
+fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Result<Config, ConfigError> {
     let pick = |flag: &Option<PathBuf>, variable: &str, key: &str, in_file: Option<PathBuf>| match path_of(
         env,
         flag.as_ref(),
         variable,
     ) {
         Some(path) => Ok(Some(path)),
-        None => in_file.map(|value| absolute(value, path, key)).transpose(),
+        None => in_file.map(|value| absolute(value, origins, key)).transpose(),
     };
     let root = pick(&flags.root, "CRICKET_ROOT", "root", file.root)?;
     let state = pick(&flags.state, "CRICKET_STATE", "state", file.state)?;
@@ -39,12 +87,18 @@ fn merge(flags: &Flags, env: &Environment, file: File, path: &Path) -> Result<Co
         state,
         log_level: log_level.or(file.log_level).unwrap_or_else(|| defaults::LOG_LEVEL.to_owned()),
         registry_config_path: registry.unwrap_or_else(|| defaults::registry_config_path(env)),
+        short_names: env
+            .variable("CRICKET_SHORT_NAMES")
+            .map(str::to_owned)
+            .or(file.registry.short_names)
+            .unwrap_or_else(|| defaults::SHORT_NAMES.to_owned()),
+        pinned_images: words(env, "CRICKET_PINNED_IMAGES", ',').or(file.images.pinned).unwrap_or_default(),
         cgroup_driver: cgroup_driver(env)?.or(file.cgroup_driver).unwrap_or(CgroupDriver::Cgroupfs),
         streaming_address: parsed(env, "CRICKET_STREAMING_ADDRESS", "an address such as 127.0.0.1:0")?
             .or(file.streaming.address)
             .unwrap_or(defaults::STREAMING_ADDRESS),
         cni_config_dir: cni_config.unwrap_or_else(|| defaults::cni_config_dir(env)),
-        cni_plugin_dirs: plugin_dirs(env, file.network.cni_plugin_dirs, path)?,
+        cni_plugin_dirs: plugin_dirs(env, file.network.cni_plugin_dirs, origins)?,
         pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
             .or(file.network.pod_cidrs)
             .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),
@@ -58,20 +112,24 @@ fn path_of(env: &Environment, flag: Option<&PathBuf>, variable: &str) -> Option<
 }
 
 /// A path in a file has no place to be relative to.
-fn absolute(value: PathBuf, file: &Path, key: &str) -> Result<PathBuf, ConfigError> {
+fn absolute(value: PathBuf, origins: &Origins, key: &str) -> Result<PathBuf, ConfigError> {
     if value.is_absolute() {
         return Ok(value);
     }
     let message = format!("{value:?} is not an absolute path");
-    Err(ConfigError::Value { origin: format!("{}, key {key}", file.display()), message })
+    Err(ConfigError::Value { origin: origins.in_file(key), message })
 }
 
-fn plugin_dirs(env: &Environment, in_file: Option<Vec<PathBuf>>, file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+fn plugin_dirs(
+    env: &Environment,
+    in_file: Option<Vec<PathBuf>>,
+    origins: &Origins,
+) -> Result<Vec<PathBuf>, ConfigError> {
     if let Some(typed) = words(env, "CRICKET_CNI_PLUGIN_DIRS", ':') {
         return Ok(typed.into_iter().map(|dir| env.working_dir.join(dir)).collect());
     }
     let Some(dirs) = in_file else { return Ok(defaults::cni_plugin_dirs()) };
-    dirs.into_iter().map(|dir| absolute(dir, file, "network.cni_plugin_dirs")).collect()
+    dirs.into_iter().map(|dir| absolute(dir, origins, "network.cni_plugin_dirs")).collect()
 }
 
 fn words(env: &Environment, variable: &str, separator: char) -> Option<Vec<String>> {
@@ -98,8 +156,8 @@ fn cgroup_driver(env: &Environment) -> Result<Option<CgroupDriver>, ConfigError>
 }
 
 /// What types cannot say.
-fn check(config: Config) -> Result<Config, ConfigError> {
-    let wrong = |origin: &str, message: String| Err(ConfigError::Value { origin: origin.to_owned(), message });
+fn check(config: Config, origins: &Origins) -> Result<Config, ConfigError> {
+    let wrong = |key: &str, message: String| Err(ConfigError::Value { origin: origins.of(key), message });
     if config.root == config.state {
         return wrong("root", format!("{:?} is also the state directory: two directories are needed", config.root));
     }
@@ -110,8 +168,11 @@ fn check(config: Config) -> Result<Config, ConfigError> {
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log_level) {
         return wrong("log_level", format!("{:?} is not a filter such as info or debug: {error}", config.log_level));
     }
+    if config.short_names.contains(['/', '@']) || config.short_names.contains(char::is_whitespace) {
+        return wrong("registry.short_names", format!("{:?} is not a registry such as docker.io", config.short_names));
+    }
     if let Some(bad) = config.pod_cidrs.iter().find(|cidr| !is_cidr(cidr)) {
-        return wrong("pod_cidrs", format!("{bad:?} is not a range such as 10.85.0.0/16"));
+        return wrong("network.pod_cidrs", format!("{bad:?} is not a range such as 10.85.0.0/16"));
     }
     Ok(config)
 }

@@ -106,11 +106,11 @@ fn values_that_cannot_be_used_are_refused_by_name() {
     let cases = [
         (("CRICKET_CGROUP_DRIVER", "v1"), "CRICKET_CGROUP_DRIVER"),
         (("CRICKET_STREAMING_ADDRESS", "7000"), "CRICKET_STREAMING_ADDRESS"),
-        (("CRICKET_POD_CIDRS", "10.0.0.0"), "pod_cidrs"),
-        (("CRICKET_POD_CIDRS", "10.0.0.0/33"), "pod_cidrs"),
-        (("CRICKET_LOG_LEVEL", "a=b=c"), "log_level"),
-        (("CRICKET_SOCKET", &long), "socket"),
-        (("CRICKET_ROOT", "/run/user/1500/cricket"), "root"),
+        (("CRICKET_POD_CIDRS", "10.0.0.0"), "CRICKET_POD_CIDRS"),
+        (("CRICKET_POD_CIDRS", "10.0.0.0/33"), "CRICKET_POD_CIDRS"),
+        (("CRICKET_LOG_LEVEL", "a=b=c"), "CRICKET_LOG_LEVEL"),
+        (("CRICKET_SOCKET", &long), "CRICKET_SOCKET"),
+        (("CRICKET_ROOT", "/run/user/1500/cricket"), "CRICKET_ROOT"),
         (("CRICKET_CONFIG", "/nowhere.toml"), "/nowhere.toml"),
     ];
     for (variable, named) in cases {
@@ -120,10 +120,31 @@ fn values_that_cannot_be_used_are_refused_by_name() {
 }
 
 #[test]
-fn a_relative_path_in_a_file_is_refused_with_its_key() {
-    let path = file_with("[network]\ncni_plugin_dirs = [\"/ok\", \"bin\"]\n", "relative");
-    let flags = Flags { config: Some(path.clone()), ..Flags::default() };
-    let error = resolve(&flags, &user(&[HOME, RUN])).expect_err("relative").to_string();
-    assert!(error.contains("network.cni_plugin_dirs") && error.contains("\"bin\""), "{error}");
-    std::fs::remove_file(path).expect("removed");
+fn a_value_in_a_file_is_refused_with_its_line_and_key() {
+    let cases = [
+        (
+            "log_level = \"info\"\n[network]\ncni_plugin_dirs = [\"/ok\", \"bin\"]\n",
+            3,
+            "network.cni_plugin_dirs",
+            "\"bin\"",
+        ),
+        ("\n[network]\n# a range\npod_cidrs = [\"10.0.0.0\"]\n", 4, "network.pod_cidrs", "\"10.0.0.0\""),
+        ("network = { pod_cidrs = [\"10.0.0.0\"] }\n", 1, "network.pod_cidrs", "\"10.0.0.0\""),
+        ("log_level = \"a=b=c\"\n", 1, "log_level", "\"a=b=c\""),
+    ];
+    for (text, line, key, value) in cases {
+        let path = file_with(text, "values");
+        let flags = Flags { config: Some(path.clone()), ..Flags::default() };
+        let error = resolve(&flags, &user(&[HOME, RUN])).expect_err(text).to_string();
+        let origin = format!("{}, line {line}, key {key}: ", path.display());
+        assert!(error.starts_with(&origin) && error.contains(value), "{error}");
+        std::fs::remove_file(path).expect("removed");
+    }
+}
+
+#[test]
+fn a_flag_that_wins_is_the_one_that_is_blamed() {
+    let flags = Flags { log_level: Some("a=b=c".into()), ..Flags::default() };
+    let env = user(&[HOME, RUN, ("CRICKET_LOG_LEVEL", "info")]);
+    assert!(resolve(&flags, &env).expect_err("refused").to_string().starts_with("--log-level: "));
 }

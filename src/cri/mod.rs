@@ -7,6 +7,7 @@
 
 mod container;
 mod cricket;
+mod enums;
 mod image;
 mod runtime;
 mod sandbox;

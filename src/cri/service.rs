@@ -57,6 +57,9 @@ service!(cri::image_service_server::ImageService {
 service!(own::cricket_server::Cricket {
     load_images(Streaming<own::LoadImagesRequest>) -> BoxStream<own::LoadImagesResponse> = cricket;
     pull_image(own::PullImageRequest) -> BoxStream<own::PullImageResponse> = cricket;
+    save_images(own::SaveImagesRequest) -> BoxStream<own::SaveImagesResponse> = cricket;
+    verify_images(own::VerifyImagesRequest) -> BoxStream<own::VerifyImagesResponse> = cricket;
+    prune_images(own::PruneImagesRequest) -> own::PruneImagesResponse = cricket;
     node(own::NodeRequest) -> own::NodeResponse = cricket;
 });
 

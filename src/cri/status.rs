@@ -42,6 +42,7 @@ pub fn code_of_image(kind: ImageErrorKind) -> Code {
         ImageErrorKind::Unavailable => Code::Unavailable,
         ImageErrorKind::Exhausted => Code::ResourceExhausted,
         ImageErrorKind::Busy => Code::FailedPrecondition,
+        ImageErrorKind::Untrusted => Code::PermissionDenied,
         ImageErrorKind::Internal => Code::Internal,
     }
 }
@@ -111,6 +112,7 @@ mod tests {
             (ImageErrorKind::Unavailable, Code::Unavailable),
             (ImageErrorKind::Exhausted, Code::ResourceExhausted),
             (ImageErrorKind::Busy, Code::FailedPrecondition),
+            (ImageErrorKind::Untrusted, Code::PermissionDenied),
             (ImageErrorKind::Internal, Code::Internal),
         ];
         for (kind, code) in table {

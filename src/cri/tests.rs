@@ -20,6 +20,8 @@ fn facts() -> Facts {
     let missing = vec!["memory limits: no cgroup v2".to_owned()];
     let cgroups = Cgroups { root: None, controllers: Vec::new(), missing };
     let config = Config {
+        short_names: String::new(),
+        pinned_images: Vec::new(),
         root: "/root-dir".into(),
         state: "/state-dir".into(),
         socket: "/state-dir/cricket.sock".into(),

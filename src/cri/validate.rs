@@ -2,6 +2,7 @@
 
 use tonic::Status;
 
+use super::enums;
 use crate::proto::cri::{ContainerConfig, ImageSpec, PodSandboxConfig};
 
 /// Longest id, name prefix or reference that is looked up; longer ones are nobody's.
@@ -72,6 +73,7 @@ pub fn sandbox_config(config: Option<PodSandboxConfig>) -> Result<PodSandboxConf
     not_empty(&metadata.name, "config.metadata.name")?;
     not_empty(&metadata.namespace, "config.metadata.namespace")?;
     not_empty(&metadata.uid, "config.metadata.uid")?;
+    enums::of_sandbox(&config)?;
     Ok(config)
 }
 
@@ -81,6 +83,7 @@ pub fn container_config(config: Option<ContainerConfig>) -> Result<ContainerConf
     not_empty(&present(config.metadata.as_ref(), "config.metadata")?.name, "config.metadata.name")?;
     let spec = present(config.image.as_ref(), "config.image")?;
     not_empty(&spec.image, "config.image.image")?;
+    enums::of_container(&config)?;
     Ok(config)
 }
 

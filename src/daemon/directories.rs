@@ -18,7 +18,6 @@ const STICKY: u32 = 0o1000;
 /// to others; the socket's own directory is left as it is when somebody else made it.
 pub fn prepare(config: &Config) -> Result<(), DaemonError> {
     for dir in [&config.root, &config.state] {
-        refuse_shared(dir)?;
         directory::make_private(dir).map_err(|e| wrong(dir, format!("cannot be used: {e}")))?;
     }
     let Some(parent) = config.socket.parent() else { return Ok(()) };
@@ -27,7 +26,12 @@ pub fn prepare(config: &Config) -> Result<(), DaemonError> {
 }
 
 /// A directory such as /tmp would be taken away from everybody else.
-fn refuse_shared(dir: &Path) -> Result<(), DaemonError> {
+pub fn refuse_shared(config: &Config) -> Result<(), DaemonError> {
+    refuse_sticky(&config.root)?;
+    refuse_sticky(&config.state)
+}
+
+fn refuse_sticky(dir: &Path) -> Result<(), DaemonError> {
     match fs::metadata(dir) {
         Ok(metadata) if metadata.mode() & STICKY != 0 => {
             Err(wrong(dir, "is shared with others: name a directory below it".to_owned()))
@@ -46,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_shared_with_others_is_not_taken_from_them() {
-        assert!(refuse_shared(Path::new("/tmp")).is_err());
-        assert!(refuse_shared(Path::new("/nowhere/cricket")).is_ok());
+        assert!(refuse_sticky(Path::new("/tmp")).is_err());
+        assert!(refuse_sticky(Path::new("/nowhere/cricket")).is_ok());
     }
 }

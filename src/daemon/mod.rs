@@ -106,8 +106,12 @@ impl DaemonError {
 pub fn serve(config: Config) -> Result<(), DaemonError> {
     sys::heap::limit_arenas();
     logging::start(&config.log_level);
-    directories::prepare(&config)?;
+    // Who is refused has made nothing.
+    Lock::refuse_held(&config.root)?;
+    socket::refuse_taken(&config.socket)?;
+    directories::refuse_shared(&config)?;
     let _lock = Lock::acquire(&config.root)?;
+    directories::prepare(&config)?;
     let socket = Socket::bind(&config.socket)?;
     let node = rootless::join(&config)?;
     report(&config, &node);

@@ -18,18 +18,17 @@ pub async fn start(facts: &Facts) -> PodNetworks {
     let (config, node) = (&facts.config, &facts.node);
     let ranges = config.state.join(RANGES);
     let cidrs = PodNetworks::kept_ranges(&ranges).unwrap_or_else(|| config.pod_cidrs.clone());
-    let network = pod_network(node, &cidrs).await;
-    if let Err(why) = &network {
+    let networks = PodNetworks::new(pod_network(node, &cidrs), way_out(config, node).await, ranges);
+    if let Some(why) = networks.missing().await {
         tracing::warn!("pods have no network: {why}");
     }
-    PodNetworks::new(network, way_out(config, node).await, ranges)
+    networks
 }
 
-async fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
+fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
     let cidrs = cidrs.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>();
     let cidrs = cidrs.map_err(|error| error.to_string())?;
-    let options = NetworkOptions { node: network_of(node)?, cidrs };
-    Network::start(options).await.map_err(|error| error.to_string())
+    Ok(Network::new(NetworkOptions { node: network_of(node)?, cidrs }))
 }
 
 /// A node that is not made has its way out already.

@@ -1,6 +1,7 @@
 //! The unix socket: 0600, ours alone, and who may speak on it.
 
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use rustix::fs::Mode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
@@ -20,6 +22,9 @@ use super::DaemonError;
 
 /// Clients at once; the next one waits until one of them goes.
 const CONNECTIONS: usize = 256;
+
+/// A client says its first word within this time, or gives its place to another.
+const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause after accept failed, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -35,7 +40,9 @@ impl Socket {
     /// on which somebody answers is left alone.
     pub fn bind(path: &Path) -> Result<Self, DaemonError> {
         let wrong = |problem: String| DaemonError::Socket { path: path.to_owned(), problem };
-        remove_stale(path).map_err(wrong)?;
+        if is_left_over(path).map_err(wrong)? {
+            fs::remove_file(path).map_err(|e| wrong(format!("is left over and cannot be removed: {e}")))?;
+        }
         // Nobody can connect between bind and a chmod; there is one thread, so the mask is nobody else's.
         let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
         let listener = UnixListener::bind(path);
@@ -63,10 +70,16 @@ impl Drop for Socket {
     }
 }
 
-/// Removes what a daemon that was killed left behind.
-fn remove_stale(path: &Path) -> Result<(), String> {
+/// Refuses a socket on which somebody answers, and what is no socket. Nothing is changed.
+pub fn refuse_taken(path: &Path) -> Result<(), DaemonError> {
+    let looked = is_left_over(path).map(|_| ());
+    looked.map_err(|problem| DaemonError::Socket { path: path.to_owned(), problem })
+}
+
+/// Whether a daemon that was killed left it behind; false where there is nothing.
+fn is_left_over(path: &Path) -> Result<bool, String> {
     match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(format!("cannot be looked at: {e}")),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err("is there and is not a socket: move it away, or name another with --socket".to_owned());
@@ -75,9 +88,7 @@ fn remove_stale(path: &Path) -> Result<(), String> {
     }
     match UnixStream::connect(path) {
         Ok(_) => Err("somebody listens there already: end it, or name another with --socket".to_owned()),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|e| format!("is left over and cannot be removed: {e}"))
-        }
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         Err(e) => Err(format!("is there and does not answer: {e}")),
     }
 }
@@ -86,7 +97,7 @@ async fn accept(listener: &tokio::net::UnixListener, places: &Arc<Semaphore>) ->
     loop {
         let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) if may_speak(&stream) => return Connection { stream, _place: place },
+            Ok((stream, _)) if may_speak(&stream) => return Connection::new(stream, place, FIRST_WORD_TIMEOUT),
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
@@ -116,7 +127,15 @@ fn may_speak(stream: &tokio::net::UnixStream) -> bool {
 /// One client; its place is free when it goes.
 pub struct Connection {
     stream: tokio::net::UnixStream,
+    /// Until the client has said something.
+    silence: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(stream: tokio::net::UnixStream, place: OwnedSemaphorePermit, patience: Duration) -> Self {
+        Self { stream, silence: Some(Box::pin(tokio::time::sleep(patience))), _place: place }
+    }
 }
 
 impl Connected for Connection {
@@ -126,7 +145,17 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        match &mut self.silence {
+            Some(silence) if read.is_pending() => match silence.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Poll::Pending => Poll::Pending,
+            },
+            _ => {
+                self.silence = None;
+                read
+            }
+        }
     }
 }
 
@@ -181,5 +210,18 @@ mod tests {
         assert!(Socket::bind(&path).is_err());
         assert!(path.exists());
         fs::remove_file(path).expect("removed");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_gives_its_place_to_another() {
+        use tokio::io::AsyncReadExt;
+        let places = Arc::new(Semaphore::new(1));
+        let place = Arc::clone(&places).acquire_owned().await.expect("a place");
+        let (_client, stream) = tokio::net::UnixStream::pair().expect("a pair");
+        let mut connection = Connection::new(stream, place, Duration::from_millis(1));
+        let error = connection.read_u8().await.expect_err("nothing was said");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(connection);
+        assert_eq!(places.available_permits(), 1);
     }
 }

@@ -22,6 +22,8 @@ pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
         root: config.root.join(IMAGES),
         registry_config_path: config.registry_config_path.clone(),
         in_user_namespace: node.kind != NodeKind::Root,
+        pinned: config.pinned_images.clone(),
+        short_names: config.short_names.clone(),
     })
     .await?;
     let template = Template::start(template_options(node)?).await?;

@@ -1,9 +1,10 @@
 //! Layers on disk, shared by diff id.
 //!
 //! A layer is `layers/ALGORITHM-HEX/` with `tree/` (what the tar held, whiteouts as overlayfs wants them) and
-//! `layer.json`. It is unpacked in `layers/.temporary-ID/`; then the file system is synced, the record is written, the
+//! `layer.json`, and mostly `recipe`, from which its tar can be had again (`unpack::recipe`). It is unpacked in `layers/.temporary-ID/`; then the file system is synced, the record is written, the
 //! directory is renamed to its name and `layers/` is synced. So what has a layer's name is whole, also after a power cut;
-//! what has not is removed at the next open. To be removed, a layer is first renamed away.
+//! what has not is removed at the next open. To be removed, a layer is first renamed away. A file `damaged` in it says
+//! that it was found to be other than it was: it is taken for missing, and the next unpack replaces it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -17,6 +18,7 @@ use tokio::io::AsyncRead;
 use super::digest::Digest;
 use super::manifest::Descriptor;
 use super::unpack::stream::{Claim, Source, Wire, channel, pump};
+use super::unpack::recipe::{self, AgainError};
 use super::unpack::{self, Extent, OpaqueMark};
 use super::{ImageError, ImageErrorKind};
 use crate::store::{self, ContainerId};
@@ -26,6 +28,10 @@ use crate::sys::removal::remove_path;
 const VERSION: u32 = 1;
 const RECORD: &str = "layer.json";
 const TREE: &str = "tree";
+const RECIPE: &str = "recipe";
+const DAMAGED: &str = "damaged";
+/// What a file of ours takes on disk is counted in these.
+const BLOCK_BYTES: u64 = 4096;
 /// In front of a random name: being unpacked, or being removed.
 const TEMPORARY_PREFIX: &str = ".temporary-";
 
@@ -38,11 +44,16 @@ struct LayerRecord {
     inodes: u64,
     /// Whether the layer has an entry for the root directory itself.
     has_root: bool,
+    /// Size of its tar, where it has a recipe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plain_bytes: Option<u64>,
 }
 
 #[derive(Debug)]
 struct Layer {
     extent: Extent,
+    plain_bytes: Option<u64>,
+    damaged: bool,
     /// When it was last seen or unpacked, on [`Table::clock`].
     touched: u64,
 }
@@ -127,8 +138,8 @@ impl LayerStore {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with(TEMPORARY_PREFIX) {
                 remove_path(&entry.path()).map_err(|e| io_error("remove", &entry.path())(e.into()))?;
-            } else if let Some((diff_id, extent)) = read_layer(&entry.path(), &name) {
-                table.layers.insert(diff_id, Layer { extent, touched: 0 });
+            } else if let Some((diff_id, layer)) = read_layer(&entry.path(), &name) {
+                table.layers.insert(diff_id, layer);
             }
         }
         Ok(Self { shared: Arc::new(Shared { directory, mark, table: Mutex::new(table) }) })
@@ -146,7 +157,30 @@ impl LayerStore {
     pub fn contains(&self, diff_id: &Digest) -> bool {
         let mut table = self.shared.table();
         let now = table.tick();
-        table.layers.get_mut(diff_id).map(|layer| layer.touched = now).is_some()
+        table.layers.get_mut(diff_id).filter(|layer| !layer.damaged).map(|layer| layer.touched = now).is_some()
+    }
+
+    /// Size of the layer's tar, if it can be written again.
+    pub fn plain_bytes(&self, diff_id: &Digest) -> Option<u64> {
+        self.shared.table().layers.get(diff_id)?.plain_bytes
+    }
+
+    /// Writes the layer's tar. Whoever asks holds the layer, and hashes what comes. Blocking.
+    pub(super) fn write_again(&self, diff_id: &Digest, out: &mut impl std::io::Write) -> Result<(), AgainError> {
+        let open = |path: PathBuf| std::fs::File::open(&path).map_err(|e| AgainError::Damaged(e.to_string()));
+        let (recipe, tree) = (open(self.path(diff_id).join(RECIPE))?, open(self.tree(diff_id))?);
+        recipe::write_again(recipe, tree.into(), out)
+    }
+
+    /// From now on the layer is taken for missing, and the next unpack of it replaces it. Whoever asks has seen to it
+    /// that no snapshot stands on it.
+    pub(super) fn mark_damaged(&self, diff_id: &Digest) -> Result<(), ImageError> {
+        let mark = self.path(diff_id).join(DAMAGED);
+        std::fs::File::create(&mark).and_then(|file| file.sync_all()).map_err(io_error("mark", &mark))?;
+        if let Some(layer) = self.shared.table().layers.get_mut(diff_id) {
+            layer.damaged = true;
+        }
+        Ok(())
     }
 
     /// Bytes and inodes of a layer that is here.
@@ -202,7 +236,18 @@ impl LayerStore {
         make_directory(&temporary.path)?;
         let root = make_tree(&temporary.path.join(TREE))?;
         let tree = root.try_clone().map_err(io_error("open", &temporary.path))?;
-        let extent = unpack::unpack(wire, diff_id, tree, self.shared.mark).map_err(|e| e.of(what))?;
+        let path = temporary.path.join(RECIPE);
+        let recipe = std::fs::File::create(&path).map_err(io_error("create", &path))?;
+        let unpacked = unpack::unpack(wire, diff_id, tree, self.shared.mark, recipe).map_err(|e| e.of(what))?;
+        let mut extent = unpacked.extent;
+        match unpacked.recipe_bytes {
+            Some(bytes) => {
+                extent.bytes += bytes.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
+                extent.inodes += 1;
+            }
+            None => std::fs::remove_file(&path).map_err(io_error("remove", &path))?,
+        }
+        let plain_bytes = unpacked.recipe_bytes.map(|_| unpacked.plain_bytes);
         syncfs(&root).map_err(|e| io_error("sync", &temporary.path)(e.into()))?;
         let record = LayerRecord {
             version: VERSION,
@@ -210,27 +255,29 @@ impl LayerStore {
             bytes: extent.bytes,
             inodes: extent.inodes,
             has_root: extent.has_root,
+            plain_bytes,
         };
         store::write(&temporary.path.join(RECORD), &record)?;
-        self.commit(temporary, diff_id, extent)
+        self.commit(temporary, diff_id, Layer { extent, plain_bytes, damaged: false, touched: 0 })
     }
 
-    fn commit(&self, temporary: Temporary, diff_id: &Digest, extent: Extent) -> Result<(), ImageError> {
+    fn commit(&self, temporary: Temporary, diff_id: &Digest, mut layer: Layer) -> Result<(), ImageError> {
         let path = self.path(diff_id);
         let mut table = self.shared.table();
         let touched = table.tick();
-        if let Some(layer) = table.layers.get_mut(diff_id) {
+        if let Some(known) = table.layers.get_mut(diff_id).filter(|known| !known.damaged) {
             // Another unpack of the same layer was faster; ours goes.
-            layer.touched = touched;
+            known.touched = touched;
             return Ok(());
         }
-        // What has the name without being in the table could not be read when the store was opened.
-        let unreadable = self.temporary();
-        if std::fs::rename(&path, &unreadable.path).is_ok() {
-            tracing::warn!("layer {diff_id} could not be read, and is replaced");
+        // What has the name and is not taken for a layer is damaged, or could not be read when the store was opened.
+        let replaced = self.temporary();
+        if std::fs::rename(&path, &replaced.path).is_ok() {
+            tracing::warn!("layer {diff_id} was damaged, and is replaced");
         }
         std::fs::rename(&temporary.path, &path).map_err(io_error("rename", &path))?;
-        table.layers.insert(diff_id.clone(), Layer { extent, touched });
+        layer.touched = touched;
+        table.layers.insert(diff_id.clone(), layer);
         drop(table);
         sync_directory(&self.shared.directory)
     }
@@ -270,12 +317,13 @@ pub(super) fn file_name(digest: &Digest) -> String {
     digest.to_string().replace(':', "-")
 }
 
-fn read_layer(path: &Path, name: &str) -> Option<(Digest, Extent)> {
+fn read_layer(path: &Path, name: &str) -> Option<(Digest, Layer)> {
     let diff_id: Digest = name.replacen('-', ":", 1).parse().ok()?;
     match store::read::<LayerRecord>(&path.join(RECORD)) {
         Ok(record) if record.version == VERSION && record.diff_id == diff_id => {
             let extent = Extent { bytes: record.bytes, inodes: record.inodes, has_root: record.has_root };
-            Some((diff_id, extent))
+            let damaged = path.join(DAMAGED).exists();
+            Some((diff_id, Layer { extent, plain_bytes: record.plain_bytes, damaged, touched: 0 }))
         }
         Ok(record) => {
             tracing::warn!("layer {name} has a record of version {} for {}: not used", record.version, record.diff_id);
@@ -313,7 +361,7 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io
     let path = path.to_owned();
     move |source| {
         let full = matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-        let kind = if full { ImageErrorKind::Exhausted } else { ImageErrorKind::Internal };
-        ImageError::new(kind, format!("cannot {action} {}: {source}", path.display()))
+        let message = format!("cannot {action} {}: {source}", path.display());
+        if full { ImageError::disk_full(&message) } else { ImageError::new(ImageErrorKind::Internal, message) }
     }
 }

@@ -1,7 +1,7 @@
 //! The image service: references, registries, unpacking, layers, snapshots.
 //!
 //! ```text
-//! ROOT/layers/ALGORITHM-HEX/{tree,layer.json}   an unpacked layer by diff id; never changed once it has this name
+//! ROOT/layers/ALGORITHM-HEX/{tree,recipe,layer.json}   an unpacked layer by diff id; never changed once it has this name
 //! ROOT/layers/.temporary-N/                     being unpacked or being removed: gone at the next open
 //! ROOT/images/ALGORITHM-HEX.{config,json}       an image by its config's digest: the config as it came, names
 //! ROOT/snapshots/KEY/{snapshot.json,upper,work} the writable part of one container
@@ -18,6 +18,7 @@ pub mod layers;
 mod lookup;
 pub mod manifest;
 pub mod model;
+pub mod pins;
 pub mod platform;
 pub mod progress;
 pub mod pull;
@@ -28,6 +29,7 @@ mod signal;
 pub mod snapshot;
 pub mod store;
 pub mod unpack;
+pub mod verify;
 
 pub use error::{ImageError, ImageErrorKind};
 pub use model::{
@@ -36,6 +38,7 @@ pub use model::{
 };
 pub use service::Images;
 pub use snapshot::MountPoint;
+pub use verify::{Verdict, VerifiedImage, VerifiedLayer};
 
 #[cfg(test)]
 mod tests;

@@ -115,7 +115,7 @@ pub enum LayerPhase {
 pub type ProgressSink = Arc<dyn Fn(LayerProgress) + Send + Sync>;
 
 /// Where images live and how they are fetched.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ImageOptions {
     /// Disk directory of the image service: `ROOT/images`.
     pub root: PathBuf,
@@ -123,6 +123,10 @@ pub struct ImageOptions {
     pub registry_config_path: PathBuf,
     /// Whether overlay mounts need `userxattr` and whiteouts `user.overlay.*` (we are in a user namespace).
     pub in_user_namespace: bool,
+    /// Names of images that nothing removes; a `*` at the end stands for any rest.
+    pub pinned: Vec<String>,
+    /// The registry that completes names without one; empty: such names are not pulled.
+    pub short_names: String,
 }
 
 /// Bytes and inodes used by images and snapshots.

@@ -186,11 +186,17 @@ impl Pull {
         match session.current_digest().await {
             Ok(Some(digest)) => {
                 let name = self.reference.repo_digest(&digest);
-                Ok(image.repo_digests.contains(&name).then_some(image))
+                let whole = || image.layers.iter().all(|layer| self.is_here(layer));
+                Ok((image.repo_digests.contains(&name) && whole()).then_some(image))
             }
             // Some registries know no HEAD, and some mirrors fail: GET decides.
             Ok(None) | Err(_) => Ok(None),
         }
+    }
+
+    /// Not so where the layer was found damaged.
+    fn is_here(&self, layer: &str) -> bool {
+        layer.parse().is_ok_and(|diff_id| self.state.store.layers().contains(&diff_id))
     }
 
     /// The manifest for this machine and its digest.

@@ -158,6 +158,12 @@ pub fn normalize(text: &str) -> Result<String, ReferenceError> {
     text.parse::<Reference>().map(|reference| reference.to_string())
 }
 
+/// The name with `registry` before it, if it has none of its own.
+pub fn completed(text: &str, registry: &str) -> Option<String> {
+    let has_host = text.split_once('/').is_some_and(|(first, _)| looks_like_host(first));
+    (!has_host).then(|| format!("{registry}/{text}"))
+}
+
 fn parse(text: &str) -> Result<Reference, Problem> {
     if text.is_empty() {
         return Err(Problem::Empty);

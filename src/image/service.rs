@@ -4,11 +4,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::archive;
+use super::archive::save::Format;
 use super::layers::io_error;
+use super::pins::Pins;
+use super::reference;
 use super::pull::Puller;
 use super::snapshot::{MountPoint, Snapshots, Writes};
-use super::store::{Store, blocking};
-use super::{Credentials, FilesystemUsage, Image, ImageError, ImageOptions, ProgressSink, Snapshot};
+use super::store::{Pruned, Store, blocking};
+use super::verify::{self, VerifiedImage, VerifiedLayer};
+use super::{Credentials, FilesystemUsage, Image, ImageError, ImageErrorKind, ImageOptions, ProgressSink, Snapshot};
 use crate::sys::removal::remove_path;
 use crate::sys::usage::Usage;
 
@@ -27,7 +31,8 @@ impl Images {
         blocking(move || {
             let spool = options.root.join(archive::SPOOL);
             remove_path(&spool).map_err(|e| io_error("remove", &spool)(e.into()))?;
-            let store = Store::open(&options.root, options.in_user_namespace)?;
+            let pins = Pins::new(&options.pinned);
+            let store = Store::open_with(&options.root, options.in_user_namespace, pins)?;
             let snapshots = Snapshots::open(&options.root, store.clone(), options.in_user_namespace)?;
             let puller = Puller::new(&options, store.clone());
             Ok(Self { options: Arc::new(options), store, snapshots, puller })
@@ -42,7 +47,16 @@ impl Images {
         credentials: Option<Credentials>,
         progress: Option<ProgressSink>,
     ) -> Result<Arc<Image>, ImageError> {
-        self.puller.pull(reference, credentials, progress).await
+        match reference::completed(reference, &self.options.short_names) {
+            Some(_) if self.options.short_names.is_empty() => {
+                let message = format!(
+                    "{reference:?} names no registry: write docker.io/library/NAME or the like, or set registry.short_names"
+                );
+                Err(ImageError::new(ImageErrorKind::Invalid, message))
+            }
+            Some(complete) => self.puller.pull(&complete, credentials, progress).await,
+            None => self.puller.pull(reference, credentials, progress).await,
+        }
     }
 
     /// Loads every image of an OCI or docker archive (plain, gzip or zstd), streamed.
@@ -54,6 +68,37 @@ impl Images {
         archive::load(&self.store, &self.options.root, archive, progress).await
     }
 
+    /// Writes images as one archive, plain. What fails in the middle of it ends it early.
+    pub async fn save(
+        &self,
+        names: Vec<String>,
+        format: Format,
+        mut out: Box<dyn std::io::Write + Send>,
+    ) -> Result<(), ImageError> {
+        let store = self.store.clone();
+        blocking(move || archive::save::save(&store, &names, format, &mut out)).await
+    }
+
+    /// Reads every layer of the images (of all without a name) again and compares it with its digest. A layer that is
+    /// damaged is fetched anew by the next pull, if no container stands on it.
+    pub async fn verify(
+        &self,
+        names: Vec<String>,
+        report: impl Fn(VerifiedLayer) -> bool + Send + 'static,
+    ) -> Result<Vec<VerifiedImage>, ImageError> {
+        let store = self.store.clone();
+        blocking(move || verify::verify(&store, &names, &report)).await
+    }
+
+    /// Removes images that no container stands on and that are not pinned; unless `all`, only those without a name.
+    /// Answers them and the bytes that became free.
+    pub async fn prune(&self, all: bool) -> Result<(Vec<Arc<Image>>, u64), ImageError> {
+        let store = self.store.clone();
+        let Pruned { images, bytes, gone } = blocking(move || store.prune(all)).await?;
+        drop(tokio::task::spawn_blocking(move || drop(gone)));
+        Ok((images, bytes))
+    }
+
     /// Every image, from memory.
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.store.list()
@@ -61,12 +106,18 @@ impl Images {
 
     /// By tag, digest, id or a unique prefix of the id; from memory.
     pub fn find(&self, name: &str) -> Option<Arc<Image>> {
-        self.store.find(name).ok().flatten()
+        self.store.find(&self.complete(name)).ok().flatten()
+    }
+
+    /// What a name without a registry means here: an image that is here, of the configured registry before another.
+    fn complete(&self, name: &str) -> String {
+        let complete = reference::completed(name, &self.options.short_names);
+        complete.filter(|name| self.store.find(name).is_ok_and(|image| image.is_some())).unwrap_or(name.to_owned())
     }
 
     /// Removes the image with all its tags. False: there was none. Layers in use by snapshots stay until those go.
     pub async fn remove(&self, name: &str) -> Result<bool, ImageError> {
-        let (store, name) = (self.store.clone(), name.to_owned());
+        let (store, name) = (self.store.clone(), self.complete(name));
         let (found, gone) = blocking(move || store.remove(&name)).await?;
         // The image is gone for everyone; its files may take their time.
         drop(tokio::task::spawn_blocking(move || drop(gone)));

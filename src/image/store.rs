@@ -19,6 +19,7 @@ use super::digest::{Algorithm, Digest};
 use super::hasher::digest_of;
 use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory};
 use super::lookup;
+use super::pins::Pins;
 use super::manifest::CONFIG_BYTES_MAX;
 use super::{Image, ImageError, ImageErrorKind};
 use crate::store;
@@ -55,6 +56,8 @@ struct Held {
     image: Arc<Image>,
     manifest: Option<Digest>,
     layers: Vec<Digest>,
+    /// By its record, whatever its names are.
+    pinned: bool,
 }
 
 /// What is in memory.
@@ -69,6 +72,7 @@ struct Index {
 struct Shared {
     images: PathBuf,
     layers: LayerStore,
+    pins: Pins,
     index: RwLock<Index>,
     /// Held by whoever changes records of images, or collects layers.
     writing: Mutex<()>,
@@ -80,9 +84,25 @@ pub struct Store {
     shared: Arc<Shared>,
 }
 
+/// What a removal of several images took away.
+#[derive(Debug, Default)]
+pub struct Pruned {
+    /// The images.
+    pub images: Vec<Arc<Image>>,
+    /// Bytes of layers that nothing needs any more.
+    pub bytes: u64,
+    /// Files that go when this is dropped.
+    pub gone: Vec<Temporary>,
+}
+
 impl Store {
     /// Reads the records below `root`. What cannot be read is said and left out. Blocking.
     pub fn open(root: &Path, in_user_namespace: bool) -> Result<Self, ImageError> {
+        Self::open_with(root, in_user_namespace, Pins::default())
+    }
+
+    /// As [`Self::open`], where images with certain names are pinned.
+    pub fn open_with(root: &Path, in_user_namespace: bool, pins: Pins) -> Result<Self, ImageError> {
         let images = root.join("images");
         make_directory(&images)?;
         let layers = LayerStore::open(root.join("layers"), in_user_namespace)?;
@@ -93,12 +113,12 @@ impl Store {
                 remove_leftover(&path)?;
                 continue;
             }
-            match read_image(&path, &layers) {
+            match read_image(&path, &layers, &pins) {
                 Ok((id, held)) => drop(index.images.insert(id, held)),
                 Err(e) => tracing::warn!("image {} is not used, pull it again: {e}", path.display()),
             }
         }
-        let shared = Shared { images, layers, index: RwLock::new(index), writing: Mutex::new(()) };
+        let shared = Shared { images, layers, pins, index: RwLock::new(index), writing: Mutex::new(()) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -136,14 +156,19 @@ impl Store {
             manifest: manifest.or(known.as_ref().and_then(|held| held.manifest.clone())),
             repo_tags: known.as_ref().map(|held| held.image.repo_tags.clone()).unwrap_or_default(),
             repo_digests: known.as_ref().map(|held| held.image.repo_digests.clone()).unwrap_or_default(),
-            pinned: known.is_some_and(|held| held.image.pinned),
+            pinned: known.is_some_and(|held| held.pinned),
         };
         add_names(&mut record.repo_tags, &names.repo_tags);
         add_names(&mut record.repo_digests, &names.repo_digests);
-        let held = hold(config_bytes, &record, &self.shared.layers)?;
-        let config = self.shared.images.join(format!("{}.config", file_name(&id)));
-        write_bytes(&config, config_bytes)?;
-        store::write(&self.record_path(&id), &record)?;
+        let held = hold(config_bytes, &record, &self.shared.layers, &self.shared.pins)?;
+        write_bytes(&self.config_path(&id), config_bytes)?;
+        if let Err(error) = store::write(&self.record_path(&id), &record) {
+            if !self.index().images.contains_key(&id) {
+                // Without a record beside it the config means nothing; the next open removes it too.
+                let _ = store::remove(&self.config_path(&id));
+            }
+            return Err(error.into());
+        }
         let image = held.image.clone();
         self.index_mut().images.insert(id.clone(), held);
         // A tag names one image: the one that came last.
@@ -162,13 +187,14 @@ impl Store {
         for (id, mut held) in losers {
             let mut image = Image::clone(&held.image);
             image.repo_tags.retain(|tag| !tags.contains(tag));
+            image.pinned = held.pinned || self.shared.pins.cover(&image.repo_tags);
             let record = ImageRecord {
                 version: VERSION,
                 id: id.clone(),
                 manifest: held.manifest.clone(),
                 repo_tags: image.repo_tags.clone(),
                 repo_digests: image.repo_digests.clone(),
-                pinned: image.pinned,
+                pinned: held.pinned,
             };
             held.image = Arc::new(image);
             self.index_mut().images.insert(id.clone(), held);
@@ -193,14 +219,65 @@ impl Store {
     pub fn remove(&self, name: &str) -> Result<(bool, Vec<Temporary>), ImageError> {
         let writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(image) = self.find(name)? else { return Ok((false, Vec::new())) };
+        if image.pinned {
+            let message = format!("{name} is pinned by the configuration: take it out of images.pinned first");
+            return Err(ImageError::new(ImageErrorKind::Busy, message));
+        }
+        self.forget(&image)?;
+        drop(writing);
+        Ok((true, self.collect()))
+    }
+
+    /// With `writing` held.
+    fn forget(&self, image: &Image) -> Result<(), ImageError> {
         let id: Digest = image.id.parse().map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("{e}")))?;
         store::remove(&self.record_path(&id))?;
         self.index_mut().images.remove(&id);
         // Without a record beside it the config means nothing, whether it goes now or not.
-        store::remove(&self.shared.images.join(format!("{}.config", file_name(&id))))?;
-        super::layers::sync_directory(&self.shared.images)?;
+        store::remove(&self.config_path(&id))?;
+        super::layers::sync_directory(&self.shared.images)
+    }
+
+    /// Removes every image that no snapshot stands on and that is not pinned; unless `all`, only those without a name.
+    /// Blocking.
+    pub fn prune(&self, all: bool) -> Result<Pruned, ImageError> {
+        let writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pruned = Pruned::default();
+        for image in self.list() {
+            if image.pinned || !(all || image.repo_tags.is_empty()) || self.is_used(&image) {
+                continue;
+            }
+            self.forget(&image)?;
+            pruned.images.push(image);
+        }
         drop(writing);
-        Ok((true, self.collect()))
+        let before = self.shared.layers.total().0;
+        pruned.gone = self.collect();
+        pruned.bytes = before.saturating_sub(self.shared.layers.total().0);
+        Ok(pruned)
+    }
+
+    /// Whether a snapshot stands on the layers of the image.
+    fn is_used(&self, image: &Image) -> bool {
+        let index = self.index();
+        let Some(held) = index.images.values().find(|held| held.image.id == image.id) else { return false };
+        index.snapshots.values().any(|layers| *layers == held.layers)
+    }
+
+    /// Takes a layer that is found damaged for missing. False: snapshots stand on it, and it stays as it is.
+    pub fn condemn(&self, diff_id: &Digest) -> Result<bool, ImageError> {
+        // Held until the layer is marked: a snapshot that is made now finds it in use, or missing.
+        let index = self.index_mut();
+        if index.snapshots.values().any(|layers| layers.contains(diff_id)) {
+            return Ok(false);
+        }
+        self.shared.layers.mark_damaged(diff_id).map(|()| true)
+    }
+
+    /// The config of an image that is here, as it came. Blocking.
+    pub fn config_bytes(&self, image: &Image) -> Result<Vec<u8>, ImageError> {
+        let id: Digest = image.id.parse().map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("{e}")))?;
+        read_config(&self.config_path(&id), &id)
     }
 
     /// Takes the layers away that no image, snapshot or hold needs; their files go when what is returned is dropped.
@@ -239,6 +316,10 @@ impl Store {
         layers
     }
 
+    fn config_path(&self, id: &Digest) -> PathBuf {
+        self.shared.images.join(format!("{}.config", file_name(id)))
+    }
+
     fn record_path(&self, id: &Digest) -> PathBuf {
         self.shared.images.join(format!("{}.json", file_name(id)))
     }
@@ -265,22 +346,26 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(error)?
 }
 
-fn read_image(path: &Path, layers: &LayerStore) -> Result<(Digest, Held), ImageError> {
+fn read_image(path: &Path, layers: &LayerStore, pins: &Pins) -> Result<(Digest, Held), ImageError> {
     let record: ImageRecord = store::read(path)?;
     let internal = |text: String| ImageError::new(ImageErrorKind::Internal, text);
     if record.version != VERSION {
         return Err(internal(format!("its record has the version {}, and {VERSION} is known", record.version)));
     }
-    let config_path = path.with_extension("config");
-    let file = std::fs::File::open(&config_path).map_err(io_error("open", &config_path))?;
+    let config = read_config(&path.with_extension("config"), &record.id)?;
+    let held = hold(&config, &record, layers, pins)?;
+    Ok((record.id, held))
+}
+
+fn read_config(path: &Path, id: &Digest) -> Result<Vec<u8>, ImageError> {
+    let file = std::fs::File::open(path).map_err(io_error("open", path))?;
     let mut config = Vec::new();
     let mut bounded = std::io::Read::take(file, CONFIG_BYTES_MAX + 1);
-    std::io::Read::read_to_end(&mut bounded, &mut config).map_err(io_error("read", &config_path))?;
-    if digest_of(record.id.algorithm(), &config) != record.id {
-        return Err(internal("its config is damaged".to_owned()));
+    std::io::Read::read_to_end(&mut bounded, &mut config).map_err(io_error("read", path))?;
+    match digest_of(id.algorithm(), &config) == *id {
+        true => Ok(config),
+        false => Err(ImageError::new(ImageErrorKind::Internal, format!("the config of image {id} is damaged"))),
     }
-    let held = hold(&config, &record, layers)?;
-    Ok((record.id, held))
 }
 
 /// A config without a record, or what a crash left of writing either.
@@ -292,7 +377,12 @@ fn remove_leftover(path: &Path) -> Result<(), ImageError> {
     Ok(store::remove(path)?)
 }
 
-fn hold(config_bytes: &[u8], record: &ImageRecord, layers: &LayerStore) -> Result<Held, ImageError> {
+fn hold(
+    config_bytes: &[u8],
+    record: &ImageRecord,
+    layers: &LayerStore,
+    pins: &Pins,
+) -> Result<Held, ImageError> {
     let valid = config::validate(config_bytes)?;
     require(layers, &valid.diff_ids)?;
     let unique: HashSet<&Digest> = valid.diff_ids.iter().collect();
@@ -303,11 +393,12 @@ fn hold(config_bytes: &[u8], record: &ImageRecord, layers: &LayerStore) -> Resul
         repo_digests: record.repo_digests.clone(),
         // A kubelet takes 0 for an error; the config takes a little room too.
         size_bytes: size + config_bytes.len() as u64,
-        pinned: record.pinned,
+        pinned: record.pinned || pins.cover(&record.repo_tags),
         config: valid.config,
         layers: valid.diff_ids.iter().map(Digest::to_string).collect(),
     };
-    Ok(Held { image: Arc::new(image), manifest: record.manifest.clone(), layers: valid.diff_ids })
+    let manifest = record.manifest.clone();
+    Ok(Held { image: Arc::new(image), manifest, layers: valid.diff_ids, pinned: record.pinned })
 }
 
 fn require(layers: &LayerStore, diff_ids: &[Digest]) -> Result<(), ImageError> {
@@ -337,5 +428,9 @@ fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
         file.sync_data()?;
         std::fs::rename(&temporary, path)
     };
-    write().map_err(io_error("write", path))
+    let result = write();
+    if result.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    result.map_err(io_error("write", path))
 }

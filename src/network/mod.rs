@@ -1,9 +1,11 @@
 //! Pod networks.
 //!
-//! Everything that touches the node's network happens in one thread that has joined the node's network namespace
-//! ([`Network`]): set-ups are milliseconds, so they need no concurrency, and the daemon's other threads stay in the
-//! host's. [`builtin`] is a bridge, a veth pair per pod, an address per pod and family, and masquerading, all over
-//! netlink: no plugin, no iptables, no nft.
+//! [`Network`] is the one door, and the switch between what is behind it:
+//!
+//! * [`builtin`]: a bridge, a veth pair per pod, an address per pod and family, and masquerading, all over netlink: no
+//!   plugin, no iptables, no nft. Everything of it happens in one thread that has joined the node's network namespace:
+//!   set-ups are milliseconds, so they need no concurrency, and the daemon's other threads stay in the host's.
+//!   It is started when a pod first needs it.
 //!
 //! Addresses are part of the pods' own records ([`PodNetwork`]); after a restart the domain hands them back with
 //! [`Network::adopt`], so that none is given twice, and a removed pod's are free without further ado.
@@ -15,12 +17,17 @@ mod pool;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::mpsc;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::sync::Mutex;
 
+use crate::proto::cri;
 use crate::store::PodId;
+use crate::sys::process::ProcessId;
+
+use builtin::BuiltinThread;
 
 pub use cidr::{Cidr, CidrError};
 
@@ -71,69 +78,89 @@ pub struct PodNetwork {
     pub addresses: Vec<IpAddr>,
 }
 
-type Job = Box<dyn FnOnce(&mut builtin::Builtin) + Send>;
+/// A pod that is to be connected.
+#[derive(Debug)]
+pub struct PodRequest {
+    /// Its id.
+    pub id: PodId,
+    /// Its network namespace.
+    pub namespace: OwnedFd,
+    /// A process that lives in that namespace for as long as the pod does: its supervisor.
+    pub holder: ProcessId,
+    /// As the client sent it.
+    pub config: cri::PodSandboxConfig,
+    /// Absolute, from the cgroup file system's root.
+    pub cgroup: Option<PathBuf>,
+}
 
-/// The network of the node's pods. Cheap to clone; calls are carried out one after the other.
+/// The network of the node's pods. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Network {
-    jobs: mpsc::Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    node: OwnedFd,
+    builtin: Mutex<BuiltinState>,
+}
+
+/// The built-in network, with what it is started with.
+#[derive(Debug)]
+struct BuiltinState {
+    cidrs: Vec<Cidr>,
+    running: Option<BuiltinThread>,
 }
 
 impl Network {
-    /// Makes the bridge and the rules where they are not there yet.
-    pub async fn start(options: NetworkOptions) -> Result<Self, NetworkError> {
-        let (jobs, todo) = mpsc::channel::<Job>();
-        let (started, outcome) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("network".to_owned())
-            .spawn(move || match builtin::Builtin::start(options) {
-                Ok(mut network) => {
-                    let _ = started.send(Ok(()));
-                    while let Ok(job) = todo.recv() {
-                        job(&mut network);
-                    }
-                }
-                Err(error) => {
-                    let _ = started.send(Err(error));
-                }
-            })
-            .map_err(NetworkError::kernel("start the network thread"))?;
-        outcome.await.map_err(|_| NetworkError::Ended)??;
-        Ok(Self { jobs })
+    /// Nothing is made before it is needed.
+    pub fn new(options: NetworkOptions) -> Self {
+        let builtin = Mutex::new(BuiltinState { cidrs: options.cidrs, running: None });
+        Self { shared: Arc::new(Shared { node: options.node, builtin }) }
     }
 
-    async fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut builtin::Builtin) -> T + Send + 'static,
-    ) -> Result<T, NetworkError> {
-        let (done, outcome) = oneshot::channel();
-        let job: Job = Box::new(move |network| {
-            let _ = done.send(job(network));
-        });
-        self.jobs.send(job).map_err(|_| NetworkError::Ended)?;
-        outcome.await.map_err(|_| NetworkError::Ended)
+    /// The built-in network, started unless it runs.
+    async fn builtin(&self) -> Result<BuiltinThread, NetworkError> {
+        let mut state = self.shared.builtin.lock().await;
+        if let Some(running) = &state.running {
+            return Ok(running.clone());
+        }
+        let node = self.shared.node.try_clone().map_err(NetworkError::kernel("duplicate the node's namespace"))?;
+        let started = BuiltinThread::start(node, state.cidrs.clone()).await?;
+        Ok(state.running.insert(started).clone())
     }
 
-    /// Gives the pod an interface `eth0` in `namespace`, addresses and default routes. After an error nothing is left.
-    pub async fn set_up(&self, pod: &PodId, namespace: OwnedFd) -> Result<PodNetwork, NetworkError> {
-        let pod = pod.clone();
-        self.run(move |network| network.set_up(&pod, &namespace)).await?
+    /// The built-in network if it runs.
+    async fn running_builtin(&self) -> Option<BuiltinThread> {
+        self.shared.builtin.lock().await.running.clone()
+    }
+
+    /// Why pods cannot be connected now; none when they can.
+    pub async fn missing(&self) -> Option<String> {
+        self.builtin().await.err().map(|error| error.to_string())
+    }
+
+    /// Gives the pod an interface `eth0`, addresses and default routes. After an error nothing is left.
+    pub async fn set_up(&self, request: PodRequest) -> Result<PodNetwork, NetworkError> {
+        self.builtin().await?.set_up(&request.id, request.namespace).await
     }
 
     /// Takes note of what a pod of an earlier daemon has.
     pub async fn adopt(&self, pod: &PodId, network: &PodNetwork) -> Result<(), NetworkError> {
-        let (pod, addresses) = (pod.clone(), network.addresses.clone());
-        self.run(move |network| network.adopt(&pod, &addresses)).await
+        self.builtin().await?.adopt(pod, &network.addresses).await
     }
 
     /// Removes the pod's interface and frees its addresses. What is gone already is fine.
     pub async fn tear_down(&self, pod: &PodId) -> Result<(), NetworkError> {
-        let pod = pod.clone();
-        self.run(move |network| network.tear_down(&pod)).await?
+        self.builtin().await?.tear_down(pod).await
     }
 
     /// From now on new pods get addresses of `cidrs`; pods that run keep theirs.
     pub async fn change_ranges(&self, cidrs: Vec<Cidr>) -> Result<(), NetworkError> {
-        self.run(move |network| network.change_ranges(cidrs)).await?
+        if let Some(running) = self.running_builtin().await {
+            running.change_ranges(cidrs.clone()).await?;
+        }
+        self.shared.builtin.lock().await.cidrs = cidrs;
+        Ok(())
     }
 }

@@ -298,8 +298,8 @@ impl Pods {
     }
 
     /// Why pods have no network of their own, where they have none.
-    pub fn network_missing(&self) -> Option<String> {
-        self.context.networks.missing().map(str::to_owned)
+    pub async fn network_missing(&self) -> Option<String> {
+        self.context.networks.missing().await
     }
 
     /// From now on new pods get addresses of these ranges, one or two separated by a comma; pods that run keep theirs.

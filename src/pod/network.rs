@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::executor::client::Supervisor;
 use crate::network::outbound::Outbound;
-use crate::network::{Cidr, Network, NetworkError, PodNetwork};
+use crate::network::{Cidr, Network, NetworkError, PodNetwork, PodRequest};
 use crate::pod::context::{blocking, pod_modes};
 use crate::pod::error::{PodError, PodErrorKind, quoted};
 use crate::pod::record::PodRecord;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
 use crate::sys::namespace::Namespace;
+use crate::sys::process::ProcessId;
 
 /// Layout of the file of ranges.
 const RANGES_VERSION: u32 = 1;
@@ -45,9 +46,12 @@ impl PodNetworks {
         store::read::<Ranges>(file).ok().filter(|kept| kept.version == RANGES_VERSION).map(|kept| kept.cidrs)
     }
 
-    /// Why pods have no network.
-    pub(crate) fn missing(&self) -> Option<&str> {
-        self.network.as_ref().err().map(String::as_str)
+    /// Why pods have no network now.
+    pub async fn missing(&self) -> Option<String> {
+        match &self.network {
+            Ok(network) => network.missing().await,
+            Err(why) => Some(why.clone()),
+        }
     }
 
     /// Where pods reach the host's resolver when that listens on the host's loopback.
@@ -76,9 +80,11 @@ impl PodNetworks {
         let Some(network) = self.network.as_ref().ok().filter(|_| has_own(&pod.config)) else { return Ok(None) };
         let opened = Namespace::Network.open(supervisor.pid());
         let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
+        let holder = ProcessId::of(supervisor.pid()).map_err(|e| PodError::io("look at the pod's supervisor", &e))?;
         // It answers after the number was used, so the number was its own.
         supervisor.network().await?;
-        Ok(Some(network.set_up(&pod.id, namespace).await?))
+        let (id, config, cgroup) = (pod.id.clone(), pod.config.clone(), pod.cgroup.clone());
+        Ok(Some(network.set_up(PodRequest { id, namespace, holder, config, cgroup }).await?))
     }
 
     /// Takes note of what a pod of an earlier daemon has.

@@ -11,13 +11,16 @@ use crate::rootless::Cgroups;
 /// The pod's cgroup as an absolute path from the cgroup file system's root; none where there is none for us. A parent
 /// that the client names is meant as the client sees it, from the top of the node's.
 pub(crate) fn pod_cgroup(cgroups: &Cgroups, parent: &str, pod_id: &str) -> Result<Option<PathBuf>, PodError> {
+    let named = (!parent.is_empty()).then(|| checked_parent(parent)).transpose()?;
     let Some(root) = &cgroups.root else { return Ok(None) };
-    if parent.is_empty() {
-        return Ok(Some(cgroup::path(root).join(cgroup::OWN_PARENT).join(pod_id)));
-    }
+    Ok(Some(named.unwrap_or_else(|| cgroup::path(root).join(cgroup::OWN_PARENT).join(pod_id))))
+}
+
+/// Refused where it is no path, also on a machine that has no use for it: a wish is right or wrong by itself.
+fn checked_parent(parent: &str) -> Result<PathBuf, PodError> {
     let parent = crate::pod::paths::on_node("the cgroup parent", &format!("/{}", expand_slice(parent)))?;
     match parent.parent() {
-        Some(_) => Ok(Some(parent)),
+        Some(_) => Ok(parent),
         None => Err(PodError::invalid("the cgroup parent is the root of all")),
     }
 }
@@ -134,8 +137,10 @@ mod tests {
             let got = pod_cgroup(&cgroups(&[]), parent, "ID").expect("a path").expect("there");
             assert_eq!(got, PathBuf::from(expected), "{parent}");
         }
-        for bad in ["../../x", "/"] {
-            assert!(pod_cgroup(&cgroups(&[]), bad, "ID").is_err(), "{bad}");
+        for bad in ["../../x", "/", "/../../", "/kubepods/../../x"] {
+            for machine in [cgroups(&[]), Cgroups::default()] {
+                assert!(pod_cgroup(&machine, bad, "ID").is_err(), "{bad}");
+            }
         }
         assert_eq!(pod_cgroup(&Cgroups::default(), "/kubepods", "ID").expect("fine"), None);
     }

@@ -160,12 +160,12 @@ pub fn of_found_node() -> Cgroups {
     if !is_unified() {
         return without(no_unified());
     }
-    let top = Path::new(MOUNT);
-    let base = match own() {
-        _ if may_divide(top) => top.to_owned(),
-        Ok(own) if may_divide(&own) => own,
-        _ => return without(format!("no limits can be enforced: no cgroup below {MOUNT} may be written to")),
+    let Some(base) = found_base() else {
+        return without(format!("no limits can be enforced: no cgroup below {MOUNT} may be written to"));
     };
+    if let Err(error) = leave(&base) {
+        return without(format!("no limits can be enforced: cannot move the daemon out of {}: {error}", base.display()));
+    }
     let (_, missing) = enable(&base);
     let root = base.join(TOP_LEVEL);
     match fs::create_dir(&root) {
@@ -173,6 +173,24 @@ pub fn of_found_node() -> Cgroups {
             without(format!("no limits can be enforced: cannot make {}: {error}", root.display()))
         }
         _ => Cgroups { controllers: enable(&root).0, root: Some(root), missing },
+    }
+}
+
+/// The uppermost cgroup that may be divided: that of the machine or container, or what was delegated to this process.
+fn found_base() -> Option<PathBuf> {
+    let own = own().ok();
+    let around_leaf = own.as_deref().filter(|own| own.ends_with(DAEMON_LEAF)).and_then(Path::parent);
+    let top = Path::new(MOUNT);
+    [Some(top), around_leaf, own.as_deref()].into_iter().flatten().find(|base| may_divide(base)).map(Path::to_owned)
+}
+
+/// Moves this process out of `base`, which is to be divided: only the root of the whole hierarchy, which the kernel
+/// gives no type, may have processes of its own beside divided children.
+fn leave(base: &Path) -> io::Result<()> {
+    let divided_at_will = !base.join("cgroup.type").exists();
+    match own() {
+        Ok(own) if own == base && !divided_at_will => move_into(&base.join(DAEMON_LEAF)),
+        _ => Ok(()),
     }
 }
 

@@ -109,7 +109,7 @@ pub enum RootlessError {
     #[error("the node cannot be made: {0}; `cricket check` says what is missing")]
     Node(String),
     /// The record of the node.
-    #[error(transparent)]
+    #[error("{0}; what the node is cannot be known without it: end its `cricket node` process, then remove the record")]
     Record(#[from] RecordError),
     /// There is no node to enter.
     #[error("no cricket node runs with the state directory {0}: start one with `cricket serve`, or give --state")]

@@ -63,6 +63,14 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
+    /// Refuses a root whose lock is held. Nothing is made or taken.
+    pub fn refuse_held(root: &Path) -> Result<(), LockError> {
+        match Self::holder(root)? {
+            Some(holder) => Err(LockError::Held { root: root.to_owned(), holder: holder.pid.to_string() }),
+            None => Ok(()),
+        }
+    }
+
     /// The daemon that holds the lock of `root`; none where nobody does.
     pub fn holder(root: &Path) -> Result<Option<ProcessId>, LockError> {
         let path = root.join(FILE);

@@ -1,5 +1,8 @@
 //! What a person types: `cricket run` and its neighbours, for people and for programs.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use serde_json::Value;
 
 use crate::node::{DEMO, Node, fail, succeed, text};
@@ -37,12 +40,47 @@ async fn errors_are_one_line_that_says_what_to_do() {
         &["image", "load", "/no/such/file"],
         &["image", "pull", "127.0.0.1:1/none:1"],
         &["run", "Not An Image"],
+        &["run"],
+        &["pods", "--no-such-flag"],
+        &["pods", "--output", "xml"],
+        &["--log-level", "a=b=c", "pods"],
     ] {
         let (status, said) = fail(&mut node.cricket(arguments));
-        assert!(matches!(status, Some(1 | 125)), "{arguments:?}: {status:?}");
+        assert!(matches!(status, Some(1 | 2 | 125)), "{arguments:?}: {status:?}");
         assert_eq!(said.trim().lines().count(), 1, "{arguments:?}: {said}");
     }
     node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_ends_run_quietly_and_nothing_is_left() {
+    const ENDED_BY_SIGPIPE: i32 = 141;
+    let node = Node::start().await;
+    let mut run = node.cricket(["run", DEMO, "lines", "0", "1", "unread"]);
+    let mut run = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("cricket run");
+    let mut line = String::new();
+    BufReader::new(run.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+    let ended = run.wait_with_output().expect("its end");
+    assert_eq!((ended.status.code(), text(&ended.stderr).as_str()), (Some(ENDED_BY_SIGPIPE), ""));
+    assert_eq!(json(&succeed(&mut node.cricket(["pods", "--output", "json"]))), serde_json::json!([]));
+    // Nobody to be told: the status alone says it.
+    let closed = Stdio::from(std::fs::File::options().write(true).open("/dev/full").expect("/dev/full"));
+    let status = node.cricket(["logs", "nobody"]).stderr(closed).status().expect("cricket logs");
+    assert_eq!(status.code(), Some(1));
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn a_wrong_value_in_the_configuration_is_named_with_its_line() {
+    let node = Node::prepare().await;
+    let file = node.dir.join("cricket.toml");
+    std::fs::write(&file, "\n[network]\npod_cidrs = [\"10.0.0.0\"]\n").expect("written");
+    let (_, said) = fail(node.cricket(["serve"]).env("CRICKET_CONFIG", &file));
+    assert!(
+        said.contains("cricket.toml, line 3, key network.pod_cidrs") && said.contains("\"10.0.0.0\" is not a range"),
+        "{said}"
+    );
+    assert_eq!(said.trim().lines().count(), 1, "{said}");
 }
 
 #[tokio::test]

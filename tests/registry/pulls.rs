@@ -28,6 +28,7 @@ impl Here {
             root: directory.0.join("root"),
             registry_config_path: directory.0.clone(),
             in_user_namespace: false,
+            ..ImageOptions::default()
         };
         std::fs::create_dir_all(&options.root).expect("a directory");
         let store = Store::open(&options.root, false).expect("a store");
@@ -254,6 +255,7 @@ async fn open(directory: &Path) -> Images {
         root: directory.join("root"),
         registry_config_path: directory.join("certs.d"),
         in_user_namespace: false,
+        ..ImageOptions::default()
     };
     Images::open(options).await.expect("the image service")
 }

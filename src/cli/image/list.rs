@@ -1,8 +1,8 @@
-//! `cricket image list`.
+//! `cricket image list`: sizes, and which containers use an image.
 
 use crate::cli::client::{Client, told};
 use crate::cli::{Output, Settings, table};
-use crate::proto::cri::{Image, ListImagesRequest};
+use crate::proto::cri::{Container, Image, ListContainersRequest, ListImagesRequest};
 
 /// Arguments of `cricket image list`.
 #[derive(Debug, clap::Args)]
@@ -23,10 +23,33 @@ pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
     if args.quiet {
         return images.iter().try_for_each(|image| table::say(&image.id));
     }
-    table::print(args.output, &images, &["IMAGE", "ID", "SIZE"], row)
+    let containers = client.runtime.list_containers(ListContainersRequest::default()).await.map_err(told)?.into_inner();
+    let listed: Vec<Listed> = images.into_iter().map(|image| Listed::new(image, &containers.containers)).collect();
+    table::print(args.output, &listed, &["IMAGE", "ID", "SIZE", "USED BY"], row)
 }
 
-fn row(image: &Image) -> Vec<String> {
+/// An image and the containers made of it.
+#[derive(serde::Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    image: Image,
+    /// Ids.
+    used_by: Vec<String>,
+    #[serde(skip)]
+    names: Vec<String>,
+}
+
+impl Listed {
+    fn new(image: Image, containers: &[Container]) -> Self {
+        let users = || containers.iter().filter(|container| container.image_id == image.id);
+        let name = |container: &Container| container.metadata.clone().unwrap_or_default().name;
+        let (used_by, names) = (users().map(|container| container.id.clone()).collect(), users().map(name).collect());
+        Self { image, used_by, names }
+    }
+}
+
+fn row(listed: &Listed) -> Vec<String> {
+    let image = &listed.image;
     let names = if image.repo_tags.is_empty() { &image.repo_digests } else { &image.repo_tags };
     let name = names.first().map_or_else(
         || "-".to_owned(),
@@ -35,5 +58,11 @@ fn row(image: &Image) -> Vec<String> {
             more => format!("{first} (and {} more)", more - 1),
         },
     );
-    vec![name, table::short_id(&image.id).to_owned(), table::bytes(image.size)]
+    let used_by = match (listed.names.as_slice(), image.pinned) {
+        ([], true) => "- (pinned)".to_owned(),
+        ([], false) => "-".to_owned(),
+        ([first], _) => first.clone(),
+        ([first, more @ ..], _) => format!("{first} (and {} more)", more.len()),
+    };
+    vec![name, table::short_id(&image.id).to_owned(), table::bytes(image.size), used_by]
 }

@@ -10,9 +10,11 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::cli::client::{Client, told};
 use crate::cli::progress::Progress;
-use crate::cli::{Settings, table};
+use crate::cli::{Output, Settings, table};
 use crate::proto::cricket::LoadImagesRequest;
 use crate::proto::cricket::load_images_response::Message;
+
+use super::transfer::{self, Report};
 
 /// Bytes of one message.
 const CHUNK_BYTES: usize = 512 << 10;
@@ -26,6 +28,9 @@ pub struct Args {
     /// Print only ids
     #[arg(short, long)]
     quiet: bool,
+    /// For people or for programs
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
     /// The archive, plain or compressed with gzip or zstd; `-` or nothing: standard input
     file: Option<PathBuf>,
 }
@@ -49,12 +54,14 @@ pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
             Err(status) => break Err(told(status)),
         }
     };
-    progress.finish();
+    let totals = progress.finish();
     result?;
-    images.iter().try_for_each(|image| match args.quiet {
-        true => table::say(&image.id),
-        false => table::say(&format!("{} {}", table::short_id(&image.id), image.names.join(", "))),
-    })
+    if args.output == Output::Json {
+        let reports: Vec<_> = images.iter().map(|image| Report::new(image, totals)).collect();
+        return table::json(&reports);
+    }
+    transfer::sum_up(&totals, args.output, args.quiet);
+    images.iter().try_for_each(|image| transfer::say(image, args.quiet))
 }
 
 fn open(path: Option<&Path>) -> anyhow::Result<Box<dyn Read + Send>> {

@@ -3,8 +3,12 @@
 mod inspect;
 mod list;
 mod load;
+mod prune;
 pub mod pull;
 mod remove;
+mod save;
+mod transfer;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -27,6 +31,12 @@ enum Verb {
     Pull(pull::Args),
     /// Load images from an OCI or docker archive
     Load(load::Args),
+    /// Write images to an OCI or docker archive
+    Save(save::Args),
+    /// Compare the layers of images with their digests
+    Verify(verify::Args),
+    /// Remove images that no container uses
+    Prune(prune::Args),
     /// Remove images with all their names
     #[command(visible_alias = "rm")]
     Remove(remove::Args),
@@ -41,6 +51,9 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
             Verb::List(args) => list::run(args, settings).await,
             Verb::Pull(args) => pull::run(args, settings).await,
             Verb::Load(args) => load::run(args, settings).await,
+            Verb::Save(args) => save::run(args, settings).await,
+            Verb::Verify(args) => verify::run(args, settings).await,
+            Verb::Prune(args) => prune::run(args, settings).await,
             Verb::Remove(args) => remove::run(args, settings).await,
             Verb::Inspect(args) => inspect::run(args, settings).await,
         }

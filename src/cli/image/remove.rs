@@ -3,7 +3,7 @@
 use anyhow::bail;
 
 use crate::cli::client::{Client, told};
-use crate::cli::{Settings, table};
+use crate::cli::{Output, Settings, table};
 use crate::proto::cri::{ImageSpec, ImageStatusRequest, RemoveImageRequest};
 
 /// Arguments of `cricket image remove`.
@@ -12,11 +12,15 @@ pub struct Args {
     /// Names or ids
     #[arg(required = true)]
     images: Vec<String>,
+    /// For people or for programs
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
 }
 
 /// Runs it. An image that is not there is an error for a person, unlike for a kubelet.
 pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
     let mut client = Client::connect(settings).await?;
+    let mut removed = Vec::new();
     for name in args.images {
         let image = Some(ImageSpec { image: name.clone(), ..Default::default() });
         let request = ImageStatusRequest { image: image.clone(), verbose: false };
@@ -24,7 +28,12 @@ pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
             bail!("there is no image {name:?}: `cricket image list` lists them");
         };
         client.images.remove_image(RemoveImageRequest { image }).await.map_err(told)?;
-        table::say(&format!("removed {} {}", table::short_id(&found.id), found.repo_tags.join(", ")))?;
+        match args.output {
+            Output::Table => {
+                table::say(&format!("removed {} {}", table::short_id(&found.id), found.repo_tags.join(", ")))?;
+            }
+            Output::Json => removed.push(found),
+        }
     }
-    Ok(())
+    if args.output == Output::Json { table::json(&removed) } else { Ok(()) }
 }

@@ -3,7 +3,10 @@
 mod load_images;
 mod node;
 mod progress;
+mod prune_images;
 mod pull_image;
+mod save_images;
+mod verify_images;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -13,7 +16,10 @@ use tonic::Status;
 
 pub use load_images::load_images;
 pub use node::node;
+pub use prune_images::prune_images;
 pub use pull_image::pull_image;
+pub use save_images::save_images;
+pub use verify_images::verify_images;
 
 /// The work behind a stream of answers runs in a task of its own; a panic there is the stream's error, not its end.
 async fn guarded<T>(work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {

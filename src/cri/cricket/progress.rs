@@ -52,7 +52,7 @@ fn describe(progress: LayerProgress) -> own::LayerProgress {
 /// An image that is here.
 pub fn loaded(image: &Image) -> own::LoadedImage {
     let names = if image.repo_tags.is_empty() { &image.repo_digests } else { &image.repo_tags };
-    own::LoadedImage { id: image.id.clone(), names: names.clone() }
+    own::LoadedImage { id: image.id.clone(), names: names.clone(), size_bytes: image.size_bytes }
 }
 
 #[cfg(test)]

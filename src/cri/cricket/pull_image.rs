@@ -31,14 +31,24 @@ pub async fn pull_image(
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
+fn credentials(request: PullImageRequest) -> Option<Credentials> {
+    let PullImageRequest { username, password, identity_token, registry_token, .. } = request;
+    match () {
+        () if !username.is_empty() => Some(Credentials::Basic { username, password }),
+        () if !identity_token.is_empty() => Some(Credentials::IdentityToken(identity_token)),
+        () if !registry_token.is_empty() => Some(Credentials::RegistryToken(registry_token)),
+        () => None,
+    }
+}
+
 async fn pull(
     services: &Services,
     request: PullImageRequest,
     messages: mpsc::Sender<Result<PullImageResponse, Status>>,
 ) -> Result<PullImageResponse, Status> {
-    let credentials = (!request.username.is_empty())
-        .then_some(Credentials::Basic { username: request.username, password: request.password });
+    let reference = request.reference.clone();
+    let credentials = credentials(request);
     let sink = progress::sink(messages, |progress| PullImageResponse { message: Some(Message::Progress(progress)) });
-    let image = fetch(services, &request.reference, credentials, Some(sink)).await?;
+    let image = fetch(services, &reference, credentials, Some(sink)).await?;
     Ok(PullImageResponse { message: Some(Message::Image(progress::loaded(&image))) })
 }

@@ -23,7 +23,7 @@ const HANDLERS: [&str; 2] = ["", "cricket"];
 pub async fn status(services: &Services, request: StatusRequest) -> Result<StatusResponse, Status> {
     let facts = services.facts();
     Ok(StatusResponse {
-        status: Some(RuntimeStatus { conditions: conditions(services) }),
+        status: Some(RuntimeStatus { conditions: conditions(services).await }),
         info: if request.verbose { info(facts) } else { HashMap::new() },
         runtime_handlers: HANDLERS.map(handler).to_vec(),
         features: Some(RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
@@ -35,11 +35,11 @@ fn handler(name: &str) -> RuntimeHandler {
     RuntimeHandler { name: name.to_owned(), features: Some(features) }
 }
 
-fn conditions(services: &Services) -> Vec<RuntimeCondition> {
+async fn conditions(services: &Services) -> Vec<RuntimeCondition> {
     let starting = || Some(("Starting", "pods and images are being read".to_owned()));
     let (runtime, network) = match services.pods() {
         Err(_) => (starting(), starting()),
-        Ok(pods) => (None, pods.network_missing().map(|why| ("NetworkMissing", why))),
+        Ok(pods) => (None, pods.network_missing().await.map(|why| ("NetworkMissing", why))),
     };
     vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)]
 }

@@ -12,7 +12,7 @@ use super::spool::Spool;
 use super::{Found, FoundLayer, bad};
 
 /// The list of images.
-const MANIFEST: &str = "manifest.json";
+pub const MANIFEST: &str = "manifest.json";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

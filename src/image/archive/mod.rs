@@ -1,10 +1,11 @@
-//! `image load`: OCI layouts and docker archives, plain or compressed, from a stream that is read once.
+//! `image save` (save.rs) and `image load`: OCI layouts and docker archives, plain or compressed, from a stream that is read once.
 //!
 //! Manifests may stand behind the layers they name, so an archive's files are first put into `spool/`, bounded; then every
 //! image is unpacked from there with all its hashes checked, and only when all of them are whole do they get their names.
 
 mod docker;
 mod oci;
+pub mod save;
 mod spool;
 
 use std::path::Path;
@@ -15,7 +16,7 @@ use tokio::io::AsyncRead;
 use super::digest::Digest;
 use super::layers::io_error;
 use super::store::{ImageNames, Store, blocking};
-use super::unpack::stream::{Claim, Source, Wire, channel, pump};
+use super::unpack::stream::{Claim, Plain, Source, Wire, channel, pump};
 use super::{Image, ImageError, ImageErrorKind, LayerPhase, LayerProgress, ProgressSink, config};
 
 use spool::{Spool, Spooled};
@@ -99,6 +100,9 @@ fn unpack(store: &Store, image: &Found, progress: &ProgressSink, unpacked: &mut 
             progress(LayerProgress { digest: diff_id.to_string(), total_bytes, done_bytes, phase });
         };
         if store.layers().contains(&diff_id) {
+            if let Some(file) = &layer.file {
+                check(file, layer, &diff_id)?;
+            }
             report(0, LayerPhase::Reused);
             continue;
         }
@@ -113,6 +117,14 @@ fn unpack(store: &Store, image: &Found, progress: &ProgressSink, unpacked: &mut 
         report(total_bytes, LayerPhase::Done);
     }
     Ok(())
+}
+
+/// A layer that is here already: what the archive has in its place must still be that layer, or the archive is damaged.
+fn check(file: &Spooled, layer: &FoundLayer, diff_id: &Digest) -> Result<(), ImageError> {
+    let source = std::fs::File::open(&file.path).map_err(io_error("open", &file.path))?;
+    let plain = Plain::new(Wire::new(Source::File(source), layer.claim.clone()), Some(diff_id.algorithm()));
+    let checked = plain.and_then(|plain| plain.verify(Some(diff_id)));
+    checked.map(|_| ()).map_err(|e| e.of(&format!("layer {:?}", layer.name)))
 }
 
 fn commit(store: &Store, image: Found) -> Result<Arc<Image>, ImageError> {

@@ -18,9 +18,9 @@ use super::{Found, FoundLayer, bad};
 /// The list of images.
 pub const INDEX: &str = "index.json";
 /// A complete name, as containerd and buildkit write it.
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
+pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// A name, or only a tag.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Indexes in indexes that are followed.
 const NESTING_LIMIT: usize = 4;
 

@@ -83,7 +83,7 @@ impl Spool {
             self.names.insert(plain_name("", &entry.path)?, named);
         }
         // The rest is padding; a writer at the other end of a pipe wants to get rid of it.
-        entries.into_reader().verify(None)
+        entries.into_reader().verify(None).map(|_| ())
     }
 
     fn write(&self, entry: &Entry, data: &mut impl Read) -> Result<Spooled, UnpackError> {

@@ -42,7 +42,7 @@ pub enum RegistryError {
         said: String,
     },
     /// It does not answer, or not now.
-    #[error("{host} does not serve {what}: {cause}")]
+    #[error("{host} does not serve {what}: {cause}; see whether it runs and can be reached from here, then try again")]
     Unavailable {
         /// Who.
         host: String,

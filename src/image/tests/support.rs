@@ -51,6 +51,7 @@ impl Scratch {
             root: self.0.join("images"),
             registry_config_path: self.0.join("certs.d"),
             in_user_namespace: in_user_namespace(),
+            ..ImageOptions::default()
         }
     }
 

@@ -67,6 +67,11 @@ impl<R: Read> Entries<R> {
         self.reader
     }
 
+    /// The reader, in the middle of its work.
+    pub fn reader(&mut self) -> &mut R {
+        &mut self.reader
+    }
+
     /// The next entry; none at the end marker or, between entries, at the end of the stream.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
         let mut prefix = Prefix::default();

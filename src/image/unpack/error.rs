@@ -72,7 +72,15 @@ impl UnpackError {
 
     /// With what was unpacked (`layer sha256:...`) before it.
     pub fn of(self, what: &str) -> ImageError {
-        ImageError::new(self.kind(), format!("{what}: {self}"))
+        let message = format!("{what}: {self}");
+        match &self {
+            Self::Write { source, .. }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                ImageError::disk_full(&message)
+            }
+            _ => ImageError::new(self.kind(), message),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use super::error::{UnpackError, quoted};
 use super::header::Kind;
 use super::limits::{Budget, DEFERRED_LIMIT_BYTES};
 use super::path::{LayerPath, components};
+use super::recipe::Recorder;
 use super::tree::{LayerTree, file_type, is_whiteout};
 
 /// In front of a name that the layer removes.
@@ -52,6 +53,8 @@ pub struct Extractor {
     deferred: Vec<(LayerPath, (i64, u32))>,
     deferred_bytes: usize,
     buffer: Vec<u8>,
+    /// Whether the tree holds the contents of every file of the tar.
+    complete: bool,
 }
 
 impl Extractor {
@@ -65,11 +68,12 @@ impl Extractor {
             deferred: Vec::new(),
             deferred_bytes: 0,
             buffer: vec![0; COPY_BYTES],
+            complete: true,
         }
     }
 
-    /// Applies every entry, up to the end marker.
-    pub fn run<R: Read>(mut self, entries: &mut Entries<R>) -> Result<Extent, UnpackError> {
+    /// Applies every entry, up to the end marker. Also answers whether no content was replaced by a later one.
+    pub fn run<R: Read>(mut self, entries: &mut Entries<Recorder<R>>) -> Result<(Extent, bool), UnpackError> {
         while let Some(entry) = entries.next_entry()? {
             self.budget.entry()?;
             self.apply(&entry, entries)?;
@@ -77,10 +81,10 @@ impl Extractor {
         self.set_times();
         self.extent.inodes += self.tree.implicit;
         self.extent.bytes += self.tree.implicit * BLOCK_BYTES;
-        Ok(self.extent)
+        Ok((self.extent, self.complete))
     }
 
-    fn apply<R: Read>(&mut self, entry: &Entry, data: &mut Entries<R>) -> Result<(), UnpackError> {
+    fn apply<R: Read>(&mut self, entry: &Entry, data: &mut Entries<Recorder<R>>) -> Result<(), UnpackError> {
         let path = LayerPath::parse(&entry.path)?;
         Owner::of(entry)?;
         let Some((parent, name)) = path.split() else { return self.root(entry, path) };
@@ -142,6 +146,7 @@ impl Extractor {
         if is_whiteout(&stat) {
             return self.tree.make_opaque_directory(parent, name);
         }
+        self.complete = false;
         self.tree.unlink(parent, name)?;
         mkdirat(parent, name, Mode::RWXU).map_err(UnpackError::write("make directory", name))
     }
@@ -191,7 +196,7 @@ impl Extractor {
         parent: BorrowedFd<'_>,
         name: &[u8],
         entry: &Entry,
-        data: &mut Entries<R>,
+        data: &mut Entries<Recorder<R>>,
     ) -> Result<(), UnpackError> {
         Budget::file(entry.size)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -199,17 +204,22 @@ impl Extractor {
             self.replacing(parent, name, "make file", || openat(parent, name, flags, Mode::RUSR | Mode::WUSR))?;
         let mut file = std::fs::File::from(file);
         let written = match &entry.pieces {
-            None => self.copy(&mut file, data, entry)?,
+            None => {
+                data.reader().begin_file(&entry.path, 0, entry.size)?;
+                self.copy(&mut file, data, entry)?
+            }
             Some(pieces) => {
                 file.set_len(entry.size).map_err(write_error("set size of", entry))?;
                 let mut written = 0;
                 for piece in pieces {
                     file.seek(SeekFrom::Start(piece.offset)).map_err(write_error("write", entry))?;
+                    data.reader().begin_file(&entry.path, piece.offset, piece.length)?;
                     written += self.copy(&mut file, &mut data.by_ref().take(piece.length), entry)?;
                 }
                 written
             }
         };
+        data.reader().end_file();
         self.extent.bytes += written.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
         attributes::apply(file.as_fd(), entry)
     }
@@ -273,6 +283,7 @@ impl Extractor {
     ) -> Result<T, UnpackError> {
         let mut result = make();
         if matches!(result, Err(Errno::EXIST)) {
+            self.complete = false;
             self.tree.remove(parent, name)?;
             result = make();
         }

@@ -253,17 +253,17 @@ impl Plain {
         Ok(Self { decoder: Decoder::new(wire)?, hasher: algorithm.map(Hasher::new), count: 0 })
     }
 
-    /// Reads what is left and checks both hashes.
-    pub fn verify(mut self, plain: Option<&Digest>) -> Result<(), UnpackError> {
+    /// Reads what is left and checks both hashes; answers how many plain bytes there were.
+    pub fn verify(mut self, plain: Option<&Digest>) -> Result<u64, UnpackError> {
         let mut rest = vec![0; CHUNK_BYTES];
         while self.read(&mut rest)? > 0 {}
         self.decoder.into_wire().verify()?;
-        let (Some(expected), Some(hasher)) = (plain, self.hasher) else { return Ok(()) };
+        let (Some(expected), Some(hasher)) = (plain, self.hasher) else { return Ok(self.count) };
         let found = hasher.finish();
         if found != *expected {
             return Err(UnpackError::Malformed(format!("its plain bytes have the digest {found}, not {expected}")));
         }
-        Ok(())
+        Ok(self.count)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod nftables;
 mod route;
+mod thread;
 
 use std::io;
 use std::net::IpAddr;
@@ -12,7 +13,9 @@ use nix::sched::{CloneFlags, setns};
 use crate::store::PodId;
 
 use super::pool::Pool;
-use super::{Cidr, NetworkError, NetworkOptions, PodNetwork};
+use super::{Cidr, NetworkError, PodNetwork};
+
+pub use thread::BuiltinThread;
 
 use route::RouteSocket;
 
@@ -45,8 +48,7 @@ fn enter(namespace: &OwnedFd) -> io::Result<()> {
 
 impl Builtin {
     /// Joins the node's network namespace with this thread, for good.
-    pub fn start(options: NetworkOptions) -> Result<Self, NetworkError> {
-        let NetworkOptions { node, cidrs } = options;
+    pub fn start(node: OwnedFd, cidrs: Vec<Cidr>) -> Result<Self, NetworkError> {
         enter(&node).map_err(NetworkError::kernel("join the node's network namespace"))?;
         let mut route = RouteSocket::open().map_err(NetworkError::kernel("open a netlink socket"))?;
         let bridge = route.ensure_bridge(BRIDGE).map_err(NetworkError::kernel(format!("make the bridge {BRIDGE}")))?;
@@ -81,7 +83,7 @@ impl Builtin {
         Ok(())
     }
 
-    /// See [`super::Network::set_up`].
+    /// Gives the pod an interface `eth0` in `namespace`, addresses and default routes. After an error nothing is left.
     pub fn set_up(&mut self, pod: &PodId, namespace: &OwnedFd) -> Result<PodNetwork, NetworkError> {
         let addresses = self.pool.take(pod, &self.cidrs)?;
         let result = self.connect(pod, namespace, &addresses);
@@ -111,12 +113,12 @@ impl Builtin {
         socket
     }
 
-    /// See [`super::Network::adopt`].
+    /// Takes note of the addresses of a pod of an earlier daemon.
     pub fn adopt(&mut self, pod: &PodId, addresses: &[IpAddr]) {
         self.pool.adopt(pod, addresses);
     }
 
-    /// See [`super::Network::tear_down`].
+    /// Removes the pod's interface and frees its addresses. What is gone already is fine.
     pub fn tear_down(&mut self, pod: &PodId) -> Result<(), NetworkError> {
         self.pool.release(pod);
         let name = node_interface(pod);
