@@ -56,7 +56,7 @@ pub(crate) fn resolve(container: &Container<'_>) -> Result<Mounts, PodError> {
         let mount = bind(wish, container.volumes.source_of(number))?;
         // The request's mount takes the place of ours, and of what ours has below it.
         list.retain(|ours| !ours.destination().starts_with(mount.destination()));
-        propagations.extend(propagation(wish, mount.destination()));
+        propagations.push(propagation(wish, mount.destination()));
         wishes.push(mount);
     }
     list.extend(wishes);
@@ -218,13 +218,14 @@ pub(crate) fn source(path: &str, destination: &Path) -> Result<PathBuf, PodError
     }
 }
 
-fn propagation(wish: &cri::Mount, destination: &Path) -> Option<wire::Propagation> {
+/// Private has to be said as well: what is bound is a slave of the node's mount.
+fn propagation(wish: &cri::Mount, destination: &Path) -> wire::Propagation {
     let mode = match wish.propagation() {
-        cri::MountPropagation::PropagationPrivate => return None,
+        cri::MountPropagation::PropagationPrivate => "private",
         cri::MountPropagation::PropagationHostToContainer => "slave",
         cri::MountPropagation::PropagationBidirectional => "shared",
     };
-    Some(wire::Propagation { destination: destination.display().to_string(), mode: mode.to_owned() })
+    wire::Propagation { destination: destination.display().to_string(), mode: mode.to_owned() }
 }
 
 #[cfg(test)]
@@ -270,6 +271,7 @@ mod tests {
         fixture.config.mounts = vec![slave, recursive];
         let mounts = resolve(&fixture.container()).expect("mounts");
         assert_eq!(mounts.propagations[0].mode, "slave");
+        assert_eq!(mounts.propagations[1].mode, "private");
         assert!(!mounts.is_shared());
         let found = mounts.list.iter().find(|m| m.destination() == Path::new("/recursive")).expect("there");
         assert_eq!(found.options().as_ref().expect("options"), &["rbind", "ro", "rro"]);

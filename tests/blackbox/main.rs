@@ -13,5 +13,8 @@ mod containers;
 mod crictl;
 mod daemon_killed;
 mod hundred_pods;
+mod mounts;
+mod options;
 mod pod_network;
+mod processes;
 mod supervisor_killed;

@@ -26,7 +26,7 @@ pub async fn status(services: &Services, request: StatusRequest) -> Result<Statu
         status: Some(RuntimeStatus { conditions: conditions(services).await }),
         info: if request.verbose { info(facts) } else { HashMap::new() },
         runtime_handlers: HANDLERS.map(handler).to_vec(),
-        features: Some(RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        features: Some(RuntimeFeatures { supplemental_groups_policy: true, mount_options: true, ..Default::default() }),
     })
 }
 

@@ -124,10 +124,20 @@ fn propagate(pid: i32, propagations: &[wire::Propagation]) -> Result<()> {
             other => return Err(Fault::invalid(format!("{other:?} is not a mount propagation"))),
         };
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::openat2(rustix::fs::CWD, &wanted.destination, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+        let place = wanted.destination.as_str();
+        let set = rustix::fs::openat2(rustix::fs::CWD, place, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
             .map_err(std::io::Error::from)
-            .and_then(|mount| propagation::set(mount.as_fd(), mode))
-            .map_err(Fault::io(format!("cannot make the mount {} {}", wanted.destination, wanted.mode)))?;
+            .and_then(|mount| propagation::set(mount.as_fd(), mode));
+        match set {
+            // Another mount lies over it: nobody sees what arrives there.
+            Err(error) if mode == Propagation::Private && is_covered(&error) => {}
+            other => other.map_err(Fault::io(format!("cannot make the mount {place} {}", wanted.mode)))?,
+        }
     }
     Ok(())
+}
+
+/// There is nothing at a mount's place, or something that is no mount.
+fn is_covered(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EINVAL))
 }
