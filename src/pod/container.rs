@@ -96,7 +96,6 @@ pub(crate) async fn remove(
         let request = Op::RemoveContainer(wire::RemoveContainer { container_id });
         gone_is_fine(supervisor.call(request).await)?;
     }
-    context.images.remove_snapshot(record.id.as_str()).await?;
     for snapshot in volumes::snapshots(&record.id, &record.config) {
         context.images.remove_snapshot(&snapshot).await?;
     }

@@ -215,8 +215,7 @@ async fn undo(work: &Arc<Creation>) {
         let _ = tokio::time::timeout(KILL_DEADLINE, work.ended.clone().wait_for(|ended| *ended)).await;
         let _ = work.supervisor.call(Op::RemoveContainer(wire::RemoveContainer { container_id })).await;
     }
-    let of_volumes = volumes::snapshots(&work.id, &work.config);
-    for snapshot in std::iter::once(work.id.to_string()).chain(of_volumes) {
+    for snapshot in volumes::snapshots(&work.id, &work.config) {
         if let Err(error) = work.context.images.remove_snapshot(&snapshot).await {
             tracing::warn!(container = %work.id, %error, "the snapshot {snapshot} of a container that failed stays");
         }

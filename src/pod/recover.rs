@@ -17,7 +17,7 @@ use crate::pod::member::{Member, exit_on_disk};
 use crate::pod::name::{Answered, ContainerName, PodName};
 use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::table::PodSlot;
-use crate::pod::{files, paths, sandbox};
+use crate::pod::{files, paths, sandbox, volumes};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::store::{ContainerId, PodId};
@@ -40,7 +40,8 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
     };
     let known: HashSet<PodId> = scanned.iter().map(|f| f.pod.id.clone()).collect();
     end_unknown(context, &known).await?;
-    let keep = scanned.iter().flat_map(|f| &f.containers).map(|(_, c)| c.id.to_string()).collect();
+    let containers = scanned.iter().flat_map(|f| &f.containers);
+    let keep = containers.flat_map(|(_, c)| volumes::snapshots(&c.id, &c.config)).collect();
     context.images.retain_snapshots(&keep).await?;
     let mut rest = scanned.into_iter();
     let mut tasks = tokio::task::JoinSet::new();

@@ -12,7 +12,7 @@ use crate::pod::context::{Context, blocking, hostname, pod_modes, text};
 use crate::pod::error::{PodError, quoted};
 use crate::pod::events::now;
 use crate::pod::record::{self, ContainerRecord, PodRecord};
-use crate::pod::{cgroup, files, paths, resources, sysctls};
+use crate::pod::{cgroup, files, paths, resources, sysctls, volumes};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
@@ -236,8 +236,8 @@ pub(crate) async fn remove(
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
     end(&context, &pod, supervisor.as_ref()).await;
-    for container in &containers {
-        context.images.remove_snapshot(container.id.as_str()).await?;
+    for snapshot in containers.iter().flat_map(|c| volumes::snapshots(&c.id, &c.config)) {
+        context.images.remove_snapshot(&snapshot).await?;
     }
     blocking(move || {
         cgroup::remove(&pod, &containers);

@@ -47,10 +47,10 @@ fn image_of(mount: &cri::Mount) -> Option<&str> {
     mount.image.as_ref().map(|image| image.image.as_str()).filter(|name| !name.is_empty())
 }
 
-/// Names of the snapshots behind the images that a container mounts.
+/// Names of a container's snapshots: of its root, and of the images that it mounts.
 pub(crate) fn snapshots(id: &ContainerId, config: &cri::ContainerConfig) -> Vec<String> {
-    let numbered = config.mounts.iter().enumerate();
-    numbered.filter(|(_, mount)| image_of(mount).is_some()).map(|(number, _)| snapshot(id, number)).collect()
+    let images = config.mounts.iter().enumerate().filter(|(_, mount)| image_of(mount).is_some());
+    std::iter::once(id.to_string()).chain(images.map(|(number, _)| snapshot(id, number))).collect()
 }
 
 fn snapshot(id: &ContainerId, number: usize) -> String {

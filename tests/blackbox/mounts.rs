@@ -80,6 +80,28 @@ async fn an_image_is_mounted_read_only_with_its_sub_path() {
 }
 
 #[tokio::test]
+async fn an_image_stays_mounted_while_the_daemon_comes_and_goes() {
+    let mut node = Node::start().await;
+    node.load("busybox");
+    node.load("volumes");
+    let pod_config = pod(&node, "stays");
+    let pod = node.run_pod(&pod_config).await;
+    let mut config = shell(BUSYBOX, "sleep 1000");
+    config.mounts = vec![image_mount(VOLUMES, "seeded")];
+    let id = node.start_container(&pod, config, &pod_config).await;
+    succeed(node.cricket(["image", "remove"]).arg(VOLUMES));
+    node.kill_daemon();
+    node.serve();
+    node.wait_until_ready().await;
+    assert_eq!(node.exec(&id, &["cat", "/volume/file"], 10).await.expect("ExecSync").stdout, b"from the image\n");
+    let left = std::fs::read_dir(node.root().join("images/snapshots")).expect("the snapshots").count();
+    assert_eq!(left, 2, "the container's and its volume's");
+    node.remove_pod(&pod).await;
+    succeed(node.cricket(["image", "remove"]).arg(BUSYBOX));
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
 async fn a_link_in_a_sub_path_stays_inside_the_image() {
     let node = Node::start().await;
     node.load("busybox");
