@@ -67,7 +67,7 @@ impl Drop for Pod {
 async fn network() -> Network {
     let node = File::open("/proc/self/ns/net").expect("a namespace").into();
     let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
-    Network::start(NetworkOptions { node, cidrs }).await.expect("a network")
+    Network::start(NetworkOptions { node, cidrs, mtu: None, forwarded: false }).await.expect("a network")
 }
 
 /// Names of the links, a line each.
@@ -86,8 +86,8 @@ fn two_pods_reach_each_other_and_the_node_over_both_families() {
     runtime.block_on(async {
         let network = network().await;
         let (one, two) = (Pod::start(), Pod::start());
-        let first = network.set_up(&one.id, one.namespace()).await.expect("set up");
-        let second = network.set_up(&two.id, two.namespace()).await.expect("set up");
+        let first = network.set_up(&one.id, one.namespace(), Vec::new()).await.expect("set up");
+        let second = network.set_up(&two.id, two.namespace(), Vec::new()).await.expect("set up");
         assert_ne!(first.addresses, second.addresses);
         for address in
             second.addresses.iter().map(ToString::to_string).chain(["10.77.0.1".into(), "fdc7:1cce:7::1".into()])
@@ -110,15 +110,15 @@ fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (one, two) = (Pod::start(), Pod::start());
-        let first = network().await.set_up(&one.id, one.namespace()).await.expect("set up");
+        let first = network().await.set_up(&one.id, one.namespace(), Vec::new()).await.expect("set up");
         let network = network().await;
-        network.adopt(&one.id, &first).await.expect("adopted");
-        let second = network.set_up(&two.id, two.namespace()).await.expect("set up");
+        network.adopt(&one.id, &first, Vec::new()).await.expect("adopted");
+        let second = network.set_up(&two.id, two.namespace(), Vec::new()).await.expect("set up");
         assert!(first.addresses.iter().all(|a| !second.addresses.contains(a)));
         assert!(two.run(&format!("ping -c1 -W5 {}", first.addresses[0])));
         let rules = Command::new("nft").args(["list", "table", "inet", "cricket"]).output().expect("nft runs");
         let rules = String::from_utf8(rules.stdout).expect("text");
-        assert_eq!(rules.matches("masquerade").count(), 2, "{rules}");
+        assert_eq!(rules.matches("masquerade").count(), 4, "{rules}");
         assert!(rules.contains("ip saddr 10.77.0.0/16 oifname != \"cricket0\" masquerade"), "{rules}");
     });
 }
@@ -134,7 +134,7 @@ fn a_pod_whose_set_up_fails_leaves_nothing() {
         let pod = Pod::start();
         assert!(pod.run("ip link add eth0 type bridge"));
         let before = links();
-        assert!(network.set_up(&pod.id, pod.namespace()).await.is_err());
+        assert!(network.set_up(&pod.id, pod.namespace(), Vec::new()).await.is_err());
         assert_eq!(links(), before);
     });
 }

@@ -12,6 +12,7 @@ mod builtin;
 mod cidr;
 pub mod outbound;
 mod pool;
+pub mod ports;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -21,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::store::PodId;
+
+use ports::PortMapping;
 
 pub use cidr::{Cidr, CidrError};
 
@@ -58,6 +61,10 @@ pub struct NetworkOptions {
     pub node: OwnedFd,
     /// Ranges of pod addresses: at most one of each family.
     pub cidrs: Vec<Cidr>,
+    /// What one packet of a pod holds where no uplink of the node says another.
+    pub mtu: Option<u32>,
+    /// Host ports are forwarded from another network namespace, in their clients' names.
+    pub forwarded: bool,
 }
 
 /// The network of one pod, as recorded.
@@ -69,6 +76,9 @@ pub struct PodNetwork {
     pub node_interface: String,
     /// One a family, the first is the pod's primary.
     pub addresses: Vec<IpAddr>,
+    /// Of the interface inside; none: unknown, an earlier release made it.
+    #[serde(default)]
+    pub hardware_address: Option<[u8; 6]>,
 }
 
 type Job = Box<dyn FnOnce(&mut builtin::Builtin) + Send>;
@@ -114,16 +124,27 @@ impl Network {
         outcome.await.map_err(|_| NetworkError::Ended)
     }
 
-    /// Gives the pod an interface `eth0` in `namespace`, addresses and default routes. After an error nothing is left.
-    pub async fn set_up(&self, pod: &PodId, namespace: OwnedFd) -> Result<PodNetwork, NetworkError> {
+    /// Gives the pod an interface `eth0` in `namespace`, addresses, default routes, and its host ports on the node's
+    /// addresses. After an error nothing is left.
+    pub async fn set_up(
+        &self,
+        pod: &PodId,
+        namespace: OwnedFd,
+        ports: Vec<PortMapping>,
+    ) -> Result<PodNetwork, NetworkError> {
         let pod = pod.clone();
-        self.run(move |network| network.set_up(&pod, &namespace)).await?
+        self.run(move |network| network.set_up(&pod, &namespace, &ports)).await?
     }
 
     /// Takes note of what a pod of an earlier daemon has.
-    pub async fn adopt(&self, pod: &PodId, network: &PodNetwork) -> Result<(), NetworkError> {
-        let (pod, addresses) = (pod.clone(), network.addresses.clone());
-        self.run(move |network| network.adopt(&pod, &addresses)).await
+    pub async fn adopt(&self, pod: &PodId, had: &PodNetwork, ports: Vec<PortMapping>) -> Result<(), NetworkError> {
+        let (pod, had) = (pod.clone(), had.clone());
+        self.run(move |network| network.adopt(&pod, &had, &ports)).await
+    }
+
+    /// All pods of an earlier daemon are adopted: what belongs to none of them is removed.
+    pub async fn settle(&self) -> Result<(), NetworkError> {
+        self.run(move |network| network.settle()).await?
     }
 
     /// Removes the pod's interface and frees its addresses. What is gone already is fine.

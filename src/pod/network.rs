@@ -78,13 +78,13 @@ impl PodNetworks {
         let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
         // It answers after the number was used, so the number was its own.
         supervisor.network().await?;
-        Ok(Some(network.set_up(&pod.id, namespace).await?))
+        Ok(Some(network.set_up(&pod.id, namespace, Vec::new()).await?))
     }
 
     /// Takes note of what a pod of an earlier daemon has.
     pub(crate) async fn adopt(&self, pod: &PodRecord) {
         if let (Ok(network), Some(had)) = (&self.network, &pod.network)
-            && let Err(error) = network.adopt(&pod.id, had).await
+            && let Err(error) = network.adopt(&pod.id, had, Vec::new()).await
         {
             tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
         }
