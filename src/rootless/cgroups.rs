@@ -164,7 +164,10 @@ pub fn of_found_node() -> Cgroups {
         return without(format!("no limits can be enforced: no cgroup below {MOUNT} may be written to"));
     };
     if let Err(error) = leave(&base) {
-        return without(format!("no limits can be enforced: cannot move the daemon out of {}: {error}", base.display()));
+        return without(format!(
+            "no limits can be enforced: cannot move the daemon out of {}: {error}",
+            base.display()
+        ));
     }
     let (_, missing) = enable(&base);
     let root = base.join(TOP_LEVEL);

@@ -215,9 +215,7 @@ fn manifest(image: &Leaving) -> serde_json::Value {
     let layers: Vec<_> = image
         .layers
         .iter()
-        .map(|(diff_id, size)| {
-            json!({"mediaType": layer_type.as_str(), "digest": diff_id.to_string(), "size": size})
-        })
+        .map(|(diff_id, size)| json!({"mediaType": layer_type.as_str(), "digest": diff_id.to_string(), "size": size}))
         .collect();
     let config = json!({
         "mediaType": MediaType::OciConfig.as_str(), "digest": image.id.to_string(), "size": image.config.len(),
@@ -238,7 +236,8 @@ fn docker_config(image: &Leaving) -> String {
 }
 
 fn damaged(diff_id: &Digest, problem: &str) -> ImageError {
-    let message = format!("layer {diff_id} is damaged: {problem}; `cricket image verify` says which images to pull again");
+    let message =
+        format!("layer {diff_id} is damaged: {problem}; `cricket image verify` says which images to pull again");
     ImageError::new(ImageErrorKind::BadImage, message)
 }
 
