@@ -17,6 +17,9 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Message, handshake};
 
+/// RFC 6455, section 7.4.1.
+const NORMAL_CLOSURE: u16 = 1000;
+
 /// Runs commands on the machine itself.
 struct LocalProcesses {
     echo_port: u16,
@@ -98,11 +101,15 @@ async fn websocket(url: &str, protocol: &str) -> WebSocketStream<tokio::net::Tcp
 /// Everything that arrives on each channel until the server closes.
 async fn channels(mut socket: WebSocketStream<tokio::net::TcpStream>) -> [Vec<u8>; 4] {
     let mut received: [Vec<u8>; 4] = Default::default();
+    let mut end = None;
     while let Some(Ok(message)) = socket.next().await {
-        if let Message::Binary(bytes) = message {
-            received[usize::from(bytes[0])].extend_from_slice(&bytes[1..]);
+        match message {
+            Message::Binary(bytes) => received[usize::from(bytes[0])].extend_from_slice(&bytes[1..]),
+            Message::Close(frame) => end = frame.map(|frame| u16::from(frame.code)),
+            _ => {}
         }
     }
+    assert_eq!(end, Some(NORMAL_CLOSURE), "clients take any other end for a broken connection");
     received
 }
 

@@ -143,9 +143,11 @@ impl Supervisor {
         &self,
         request: wire::CreateContainer,
         rootfs: OwnedFd,
+        volumes: Vec<OwnedFd>,
     ) -> Result<wire::CreateContainerReply, ExecutorError> {
         let deadline = Duration::from_millis(request.timeout_ms) + CREATE_MARGIN;
-        match self.request(Op::CreateContainer(request), vec![rootfs], deadline).await?.expect::<0>() {
+        let descriptors = std::iter::once(rootfs).chain(volumes).collect();
+        match self.request(Op::CreateContainer(request), descriptors, deadline).await?.expect::<0>() {
             Ok((Answer::CreateContainer(reply), [])) => Ok(reply),
             other => Err(out_of_turn(other.err())),
         }

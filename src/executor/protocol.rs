@@ -27,7 +27,7 @@ pub const PROTOCOL_VERSION: u32 = 1000;
 /// Longest message on the wire, in bytes. Anything larger (an OCI spec) goes through a file that the message names.
 pub const MESSAGE_LIMIT: usize = 128 * 1024;
 /// Most descriptors beside one message.
-pub const DESCRIPTOR_LIMIT: usize = 8;
+pub const DESCRIPTOR_LIMIT: usize = 32;
 /// Longest text in a `wire::Error`, in bytes.
 pub const ERROR_TEXT_LIMIT: usize = 4096;
 

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::executor::client::{ExecutorError, Supervisor};
 use crate::pod::context::{Context, blocking};
 use crate::pod::error::{PodError, PodErrorKind};
-use crate::pod::paths;
 use crate::pod::record::ContainerRecord;
+use crate::pod::{paths, volumes};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 
@@ -97,6 +97,9 @@ pub(crate) async fn remove(
         gone_is_fine(supervisor.call(request).await)?;
     }
     context.images.remove_snapshot(record.id.as_str()).await?;
+    for snapshot in volumes::snapshots(&record.id, &record.config) {
+        context.images.remove_snapshot(&snapshot).await?;
+    }
     let bundle = context.layout.bundle(&record.pod, &record.id);
     let disk = context.layout.container(&record.pod, &record.id);
     blocking(move || paths::remove_tree(&bundle).and_then(|()| paths::remove_tree(&disk))).await

@@ -15,6 +15,7 @@ use crate::pod::error::{PodError, quoted};
 use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::spec::{Container, Modes};
 use crate::pod::users::{self, ContainerUser, Databases};
+use crate::pod::volumes::{self, Volumes};
 use crate::pod::{args, cgroup, files, paths, resources, signal};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
@@ -31,9 +32,24 @@ pub(crate) struct Creation {
     pub(crate) id: ContainerId,
     pub(crate) config: cri::ContainerConfig,
     /// Whose PID namespace is joined.
-    pub(crate) pid_target: Option<ContainerId>,
+    pub(crate) pid_target: Option<PidTarget>,
     /// True once its process has ended.
     pub(crate) ended: watch::Receiver<bool>,
+}
+
+/// A running container whose processes another one is to see.
+pub(crate) struct PidTarget {
+    id: ContainerId,
+    /// It has no PID namespace of its own: the node's cannot be joined, only kept.
+    is_nodes: bool,
+}
+
+impl PidTarget {
+    pub(crate) fn new(id: &ContainerId, pid: i32) -> Self {
+        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+        let own = namespace("self");
+        Self { id: id.clone(), is_nodes: own.is_some() && namespace(&pid.to_string()) == own }
+    }
 }
 
 /// What is known once the bundle is written.
@@ -43,6 +59,7 @@ struct Bundle {
     log_path: String,
     cgroup: PathBuf,
     propagations: Vec<wire::Propagation>,
+    volumes: Vec<OwnedFd>,
     not_enforced: Vec<String>,
 }
 
@@ -67,13 +84,17 @@ pub(crate) async fn create(work: Creation) -> Result<ContainerRecord, PodError> 
 async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord, PodError> {
     // Writable also under a read-only root: mount points are made in it first, then the runtime closes it.
     let snapshot = work.context.images.snapshot(work.id.as_str(), &image, false).await?;
-    let modes = container_modes(&work.pod.config, &work.config);
+    let image_volumes = volumes::mount_images(&work.context.images, &work.id, &work.config).await?;
+    let mut modes = container_modes(&work.pod.config, &work.config);
+    if work.pid_target.as_ref().is_some_and(|target| target.is_nodes) {
+        modes.pid = wire::NamespaceMode::Node;
+    }
     let bundle = {
         let (work, image) = (Arc::clone(work), Arc::clone(&image));
-        blocking(move || write_bundle(&work, &image, modes, snapshot.mount)).await?
+        blocking(move || write_bundle(&work, &image, modes, snapshot.mount, image_volumes)).await?
     };
     let request = create_request(work, modes, &bundle);
-    let reply = work.supervisor.create_container(request, bundle.rootfs).await?;
+    let reply = work.supervisor.create_container(request, bundle.rootfs, bundle.volumes).await?;
     let mut not_enforced = bundle.not_enforced;
     not_enforced.extend(reply.not_enforced);
     for limit in &not_enforced {
@@ -113,12 +134,20 @@ fn stop_signal(config: &cri::ContainerConfig, image: &Image) -> i32 {
     signal::number(config.stop_signal()).or(image.config.stop_signal).unwrap_or(signal::DEFAULT_STOP)
 }
 
-fn write_bundle(work: &Creation, image: &Image, modes: Modes, rootfs: OwnedFd) -> Result<Bundle, PodError> {
+fn write_bundle(
+    work: &Creation,
+    image: &Image,
+    modes: Modes,
+    rootfs: OwnedFd,
+    image_volumes: Vec<(usize, OwnedFd)>,
+) -> Result<Bundle, PodError> {
     let (context, pod) = (&work.context, &work.pod);
     let user = users::resolve(&security(&work.config), &image.config.user, &Databases::read(rootfs.as_fd())?)?;
     // Where there are no cgroups for us the specification must name one all the same; nobody makes it.
     let parent = pod.cgroup.clone().unwrap_or_else(|| Path::new("/").join(cgroup::OWN_PARENT));
     let cgroup = resources::container_cgroup(&parent, work.id.as_str());
+    let directory = context.layout.bundle(&pod.id, &work.id);
+    let volumes = Volumes::gather(&directory, &work.config, image_volumes, (&image.config, &rootfs))?;
     let container = Container {
         config: &work.config,
         image: &image.config,
@@ -126,6 +155,8 @@ fn write_bundle(work: &Creation, image: &Image, modes: Modes, rootfs: OwnedFd) -
         modes,
         hostname: hostname(&pod.config, &context.facts),
         state_dir: &context.layout.pod_state(&pod.id),
+        bundle: &directory,
+        volumes: &volumes,
         cgroup: cgroup.clone(),
         cgroups: &context.node.cgroups,
         facts: &context.facts,
@@ -134,7 +165,6 @@ fn write_bundle(work: &Creation, image: &Image, modes: Modes, rootfs: OwnedFd) -
     // The runtime would fail where it is missing; the field makes it.
     paths::make_in_root(&rootfs, &args::working_directory(&work.config, &image.config)?)?;
     let log_path = log_path(&pod.config, &work.config)?;
-    let directory = context.layout.bundle(&pod.id, &work.id);
     files::private_directory(&directory.join("rootfs"))?;
     files::private_directory(&context.layout.container(&pod.id, &work.id))?;
     let path = directory.join("config.json");
@@ -142,7 +172,7 @@ fn write_bundle(work: &Creation, image: &Image, modes: Modes, rootfs: OwnedFd) -
         .map_err(|e| PodError::internal(format!("the specification cannot be written: {e}")))?;
     std::fs::write(&path, bytes).map_err(|e| PodError::io(format_args!("write {}", path.display()), &e))?;
     let (propagations, not_enforced) = (specification.propagations, specification.not_enforced);
-    Ok(Bundle { rootfs, user, log_path, cgroup, propagations, not_enforced })
+    Ok(Bundle { rootfs, user, log_path, cgroup, propagations, volumes: volumes.mounts, not_enforced })
 }
 
 /// The log stays below the pod's log directory (SECURITY row 39).
@@ -170,8 +200,9 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
         oom_score_adj: resources.map_or(0, |r| i32::try_from(r.oom_score_adj).unwrap_or_default()),
         timeout_ms: CREATE_DEADLINE.as_millis() as u64,
         propagations: bundle.propagations.clone(),
+        volumes: bundle.volumes.len() as u32,
         pid: modes.pid.into(),
-        pid_target: work.pid_target.as_ref().map(ToString::to_string).unwrap_or_default(),
+        pid_target: work.pid_target.as_ref().map(|target| target.id.to_string()).unwrap_or_default(),
     }
 }
 
@@ -184,8 +215,11 @@ async fn undo(work: &Arc<Creation>) {
         let _ = tokio::time::timeout(KILL_DEADLINE, work.ended.clone().wait_for(|ended| *ended)).await;
         let _ = work.supervisor.call(Op::RemoveContainer(wire::RemoveContainer { container_id })).await;
     }
-    if let Err(error) = work.context.images.remove_snapshot(work.id.as_str()).await {
-        tracing::warn!(container = %work.id, %error, "the snapshot of a container that failed was not removed");
+    let of_volumes = volumes::snapshots(&work.id, &work.config);
+    for snapshot in std::iter::once(work.id.to_string()).chain(of_volumes) {
+        if let Err(error) = work.context.images.remove_snapshot(&snapshot).await {
+            tracing::warn!(container = %work.id, %error, "the snapshot {snapshot} of a container that failed stays");
+        }
     }
     let (bundle, disk) =
         (work.context.layout.bundle(&work.pod.id, &work.id), work.context.layout.container(&work.pod.id, &work.id));

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use crate::executor::client::Supervisor;
 use crate::pod::container;
 use crate::pod::context::{Context, whom_container, whom_pod};
-use crate::pod::create::{self, Creation};
+use crate::pod::create::{self, Creation, PidTarget};
 use crate::pod::error::PodError;
 use crate::pod::member::Member;
 use crate::pod::name::{Answered, ContainerName};
@@ -274,13 +274,13 @@ impl Driver {
         self.spawn(subject, reply, async move { Outcome::Created(id, Box::new(create::create(creation).await)) });
     }
 
-    fn pid_target(&self, config: &cri::ContainerConfig) -> Result<Option<ContainerId>, PodError> {
+    fn pid_target(&self, config: &cri::ContainerConfig) -> Result<Option<PidTarget>, PodError> {
         let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
         let options = security.and_then(|s| s.namespace_options.as_ref());
         let Some(options) = options.filter(|o| o.pid == cri::NamespaceMode::Target as i32) else { return Ok(None) };
         let target = options.target_id.as_str();
         let found = self.members.iter().find(|(id, m)| id.as_str() == target && m.phase == Phase::Running);
-        found.map(|(id, _)| Some(id.clone())).ok_or_else(|| {
+        found.map(|(id, member)| Some(PidTarget::new(id, member.record().map_or(0, |r| r.pid)))).ok_or_else(|| {
             let target = crate::pod::error::quoted(target);
             PodError::precondition(format!(
                 "the container {target:?}, whose processes are to be shared, does not run here"

@@ -42,6 +42,7 @@ mod sysctls;
 mod table;
 mod users;
 mod view;
+mod volumes;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::pod::error::{PodError, quoted};
 use crate::pod::paths;
-use crate::pod::spec::{Container, oci};
+use crate::pod::spec::{Container, ROOT, oci};
 use crate::proto::{cri, supervisor as wire};
 
 /// Most mounts of a request; a kubelet sends a few dozen.
@@ -23,6 +23,8 @@ const BELOW_PROC: &[&str] = &[
     "/proc/swaps",
     "/proc/uptime",
 ];
+/// Options of a single mount that a request may add.
+const OPTIONS: [&str; 5] = ["noexec", "nosuid", "nodev", "noatime", "ro"];
 /// Group of terminals, by convention.
 const TTY_GROUP: u32 = 5;
 
@@ -49,8 +51,9 @@ pub(crate) fn resolve(container: &Container<'_>) -> Result<Mounts, PodError> {
     let mut list = base(container);
     list.extend(own_files(container));
     let (mut wishes, mut propagations) = (Vec::new(), Vec::new());
-    for wish in &container.config.mounts {
-        let mount = bind(wish)?;
+    list.extend(declared_volumes(container));
+    for (number, wish) in container.config.mounts.iter().enumerate() {
+        let mount = bind(wish, container.volumes.source_of(number))?;
         // The request's mount takes the place of ours, and of what ours has below it.
         list.retain(|ours| !ours.destination().starts_with(mount.destination()));
         propagations.extend(propagation(wish, mount.destination()));
@@ -124,14 +127,22 @@ fn own_files(container: &Container<'_>) -> Vec<oci::Mount> {
     ["resolv.conf", "hostname", "hosts"].map(file).into()
 }
 
-fn bind(wish: &cri::Mount) -> Result<oci::Mount, PodError> {
+/// The image's VOLUMEs stay writable under a read-only root: each is bound over itself before the root is closed.
+fn declared_volumes(container: &Container<'_>) -> Vec<oci::Mount> {
+    let places = container.volumes.declared.iter().filter(|_| container.security().readonly_rootfs);
+    let root = container.bundle.join(ROOT);
+    let bound = |place: &PathBuf| {
+        let source = root.join(place.strip_prefix("/").unwrap_or(place));
+        mount(place.to_str().expect("an image's volumes are texts"), "bind", source, &["rbind", "rw"])
+    };
+    places.map(bound).collect()
+}
+
+/// `volume`: where the supervisor will have attached what is mounted, when it is nothing that a path leads to.
+fn bind(wish: &cri::Mount, volume: Option<&Path>) -> Result<oci::Mount, PodError> {
     let destination = destination(&wish.container_path)?;
     let whom = destination.display();
-    if wish.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
-        return Err(PodError::unimplemented(format!(
-            "ImageVolumeMountFailed: the mount at {whom} is of an image, which is not there yet"
-        )));
-    }
+    let is_image = wish.image.as_ref().is_some_and(|i| !i.image.is_empty());
     if !wish.uid_mappings.is_empty() || !wish.gid_mappings.is_empty() {
         return Err(PodError::unimplemented(format!("the mount at {whom} maps ids, which is not there yet")));
     }
@@ -145,16 +156,32 @@ fn bind(wish: &cri::Mount) -> Result<oci::Mount, PodError> {
         }
         options.extend(["ro", "rro"]);
     } else {
-        options.push(if wish.readonly { "ro" } else { "rw" });
+        options.push(if wish.readonly || is_image { "ro" } else { "rw" });
     }
-    let source = source(&wish.host_path, &destination)?;
+    options.extend(further_options(wish)?);
+    let source = match volume {
+        Some(attached) => attached.to_owned(),
+        None => source(&wish.host_path, &destination)?,
+    };
     if destination == Path::new("/proc") && source != Path::new("/proc") {
         return Err(PodError::invalid("nothing but the node's /proc can be mounted at /proc"));
     }
     Ok(mount(destination.to_str().expect("made of a text"), "bind", source, &options))
 }
 
-fn destination(path: &str) -> Result<PathBuf, PodError> {
+/// Of the mount, when the request names some.
+fn further_options(wish: &cri::Mount) -> Result<Vec<&'static str>, PodError> {
+    let known = |option: &String| OPTIONS.iter().copied().find(|known| known == option);
+    let options = wish.mount_options.iter().map(|option| {
+        known(option).ok_or_else(|| {
+            let (place, option, known) = (quoted(&wish.container_path), quoted(option), OPTIONS.join(", "));
+            PodError::invalid(format!("the mount at {place:?} has the option {option:?}; known are {known}"))
+        })
+    });
+    options.collect()
+}
+
+pub(crate) fn destination(path: &str) -> Result<PathBuf, PodError> {
     // CRI-speaking clients send relative destinations now and then; they are meant from the root.
     let absolute = if path.starts_with('/') || path.is_empty() { path.to_owned() } else { format!("/{path}") };
     let clean = paths::inside("the mount destination", &absolute)?;
@@ -173,7 +200,7 @@ fn destination(path: &str) -> Result<PathBuf, PodError> {
 }
 
 /// The real path of the source: links are followed, and a directory is made where there is nothing.
-fn source(path: &str, destination: &Path) -> Result<PathBuf, PodError> {
+pub(crate) fn source(path: &str, destination: &Path) -> Result<PathBuf, PodError> {
     let clean = paths::on_node(&format!("the source of the mount at {}", destination.display()), path)?;
     let refused = |error: std::io::Error| {
         PodError::precondition(format!(

@@ -23,6 +23,7 @@ use crate::pod::error::PodError;
 use crate::pod::facts::Facts;
 use crate::pod::mounts::{self, Mounts};
 use crate::pod::users::ContainerUser;
+use crate::pod::volumes::Volumes;
 use crate::pod::{resources, seccomp};
 use crate::proto::{cri, supervisor as wire};
 use crate::rootless::Cgroups;
@@ -30,7 +31,7 @@ use crate::rootless::Cgroups;
 /// The release of the specification that is written.
 const OCI_VERSION: &str = "1.2.0";
 /// Path of the root file system, from the bundle.
-const ROOT: &str = "rootfs";
+pub(crate) const ROOT: &str = "rootfs";
 
 /// Which namespaces a container shares with whom.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +50,9 @@ pub(crate) struct Container<'a> {
     pub(crate) hostname: &'a str,
     /// Of the pod, with its files.
     pub(crate) state_dir: &'a Path,
+    /// Where the specification goes.
+    pub(crate) bundle: &'a Path,
+    pub(crate) volumes: &'a Volumes,
     /// Absolute, from the cgroup file system's root.
     pub(crate) cgroup: PathBuf,
     pub(crate) cgroups: &'a Cgroups,
@@ -191,6 +195,7 @@ pub(crate) mod tests {
         pub(crate) config: cri::ContainerConfig,
         pub(crate) image: ImageConfig,
         pub(crate) modes: Modes,
+        pub(crate) volumes: Volumes,
         user: ContainerUser,
         cgroups: Cgroups,
         facts: Facts,
@@ -207,6 +212,7 @@ pub(crate) mod tests {
                 config: cri::ContainerConfig { command: vec!["/bin/true".into()], ..Default::default() },
                 image: ImageConfig::default(),
                 modes: Modes { network: Pod, ipc: Pod, pid: Container },
+                volumes: Volumes::default(),
                 user: ContainerUser { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
                 cgroups: Cgroups::default(),
                 facts,
@@ -223,6 +229,8 @@ pub(crate) mod tests {
                 modes: self.modes,
                 hostname: "web",
                 state_dir: Path::new("/run/cricket/pods/x"),
+                bundle: Path::new("/run/cricket/pods/x/containers/y"),
+                volumes: &self.volumes,
                 cgroup: "/cricket/x/y".into(),
                 cgroups: &self.cgroups,
                 facts: &self.facts,

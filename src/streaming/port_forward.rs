@@ -1,7 +1,8 @@
 //! Port-forward: pairs of SPDY streams, each pair one connection to a port of the pod.
 //!
-//! A pair is an `error` and a `data` stream with the same `requestid`. A connection that fails says why on its
-//! error stream; then both are reset, and the other pairs go on.
+//! A pair is an `error` and a `data` stream with the same `requestid`. A stream is taken when it comes, for clients open
+//! the second one only after the first was answered. A connection that fails says why on its error stream; then both
+//! are reset, and the other pairs go on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,27 +38,29 @@ pub async fn over_spdy(
     let mut connection = Connection::start(io, STREAM_COUNT_LIMIT);
     let mut waiting = HalfPairs::default();
     while let Some(stream) = connection.accept().await {
-        let Some(pair) = waiting.join(stream) else { continue };
-        if !ports.is_empty() && !ports.contains(&pair.port) {
+        waiting.forget_old().await;
+        let Some(place) = Place::of(&stream) else { continue };
+        if !ports.is_empty() && !ports.contains(&place.port) || !waiting.has_room_for(&place) {
             continue;
         }
-        tokio::spawn(forward(pair, pod_id.clone(), Arc::clone(&sessions), connection.closed()));
+        let Some(half) = Half::accept(stream, place.is_data).await else { return };
+        if let Some(pair) = waiting.join(place, half).await {
+            tokio::spawn(forward(pair, pod_id.clone(), Arc::clone(&sessions), connection.closed()));
+        }
     }
 }
 
-struct Pair {
+/// Where a stream belongs.
+#[derive(Debug)]
+struct Place {
+    key: String,
     port: u16,
-    data: IncomingStream,
-    error: IncomingStream,
+    is_data: bool,
 }
 
-/// Streams whose other one has not come yet.
-#[derive(Default)]
-struct HalfPairs(HashMap<String, (IncomingStream, Instant)>);
-
-impl HalfPairs {
-    /// Answers the pair that `stream` completes. A stream that makes no sense is dropped, and so refused.
-    fn join(&mut self, stream: IncomingStream) -> Option<Pair> {
+impl Place {
+    /// None: a stream that makes no sense; it is dropped, and so refused.
+    fn of(stream: &IncomingStream) -> Option<Self> {
         let header = |name| spdy::headers::get(&stream.headers, name);
         let is_data = match header("streamtype")? {
             "data" => true,
@@ -70,34 +73,76 @@ impl HalfPairs {
             Some(id) => format!("request {id} {port}"),
             None => format!("stream {} {port}", stream.id - if is_data { 2 } else { 0 }),
         };
-        let now = Instant::now();
-        self.0.retain(|_, (_, since)| now.duration_since(*since) < STREAMS_TIMEOUT);
-        match self.0.remove(&key) {
-            None if self.0.len() < HALF_PAIRS_LIMIT => {
-                self.0.insert(key, (stream, now));
+        Some(Self { key, port, is_data })
+    }
+}
+
+/// A stream that was taken.
+struct Half {
+    is_data: bool,
+    reset: CancellationToken,
+    incoming: ChunkReceiver,
+    sink: StreamSink,
+}
+
+impl Half {
+    /// None: the client is gone.
+    async fn accept(stream: IncomingStream, is_data: bool) -> Option<Self> {
+        let reset = stream.reset.clone();
+        let (incoming, sink) = stream.accept().await?;
+        Some(Self { is_data, reset, incoming, sink })
+    }
+}
+
+struct Pair {
+    port: u16,
+    data: Half,
+    error: Half,
+}
+
+/// Streams whose other one has not come yet.
+#[derive(Default)]
+struct HalfPairs(HashMap<String, (Half, Instant)>);
+
+impl HalfPairs {
+    /// Whether the stream can wait, or completes a pair.
+    fn has_room_for(&self, place: &Place) -> bool {
+        self.0.len() < HALF_PAIRS_LIMIT || self.0.contains_key(&place.key)
+    }
+
+    /// Answers the pair that `half` completes. Two of a kind are both given up.
+    async fn join(&mut self, place: Place, half: Half) -> Option<Pair> {
+        let Some((other, _)) = self.0.remove(&place.key) else {
+            self.0.insert(place.key, (half, Instant::now()));
+            return None;
+        };
+        match (half.is_data, other.is_data) {
+            (true, false) => Some(Pair { port: place.port, data: half, error: other }),
+            (false, true) => Some(Pair { port: place.port, data: other, error: half }),
+            _ => {
+                half.sink.reset().await;
+                other.sink.reset().await;
                 None
             }
-            None => None,
-            Some((other, _)) => {
-                let other_is_data = spdy::headers::get(&other.headers, "streamtype") == Some("data");
-                match (is_data, other_is_data) {
-                    (true, false) => Some(Pair { port, data: stream, error: other }),
-                    (false, true) => Some(Pair { port, data: other, error: stream }),
-                    _ => None,
-                }
-            }
+        }
+    }
+
+    /// Gives up those whose other one did not come in time.
+    async fn forget_old(&mut self) {
+        let now = Instant::now();
+        for (_, (half, _)) in self.0.extract_if(|_, (_, since)| now.duration_since(*since) >= STREAMS_TIMEOUT) {
+            half.sink.reset().await;
         }
     }
 }
 
 async fn forward(pair: Pair, pod_id: String, sessions: Arc<dyn Sessions>, closed: CancellationToken) {
-    let reset = pair.data.reset.clone();
-    let port = pair.port;
-    let Some((_, error)) = pair.error.accept().await else { return };
-    let Some((incoming, data)) = pair.data.accept().await else { return };
+    let Pair { port, data, error } = pair;
+    // A client closes its half of the error stream at once; what it sends there means nothing.
+    drop(error.incoming);
     tokio::select! {
-        () = connect(&pod_id, port, sessions, incoming, data, error) => {}
-        () = reset.cancelled() => {}
+        () = connect(&pod_id, port, sessions, data.incoming, data.sink, error.sink) => {}
+        () = data.reset.cancelled() => {}
         () = closed.cancelled() => {}
     }
 }

@@ -12,7 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 use super::CHUNK_BYTES;
 use super::chunks::ChunkSink;
@@ -103,6 +104,9 @@ where
                 return;
             }
         }
+        // A client takes an end without a code for a broken connection.
+        let end = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+        let _ = sink.send(Message::Close(Some(end))).await;
         let _ = sink.close().await;
     });
     (outgoing, writing)

@@ -102,6 +102,12 @@ pub fn clone_tree(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
+/// A detached copy of `path` and of everything mounted below it; a peer of each mount that is shared.
+pub fn clone_whole_tree(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    Ok(open_tree(CWD, path, flags)?)
+}
+
 fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is a NUL-terminated constant, the structure outlives the call and its size is given.

@@ -18,7 +18,7 @@ use super::fault::{Fault, Result};
 use super::log::{ContainerLog, LogPath, Stream};
 use super::pod::Pod;
 use super::signals::Ending;
-use super::{cgroup, requests, runtime, start};
+use super::{cgroup, requests, runtime, start, volumes};
 use crate::executor::leftovers::{self, ProcessRecord};
 use crate::executor::protocol::{self, MESSAGE_LIMIT};
 use crate::proto::supervisor as wire;
@@ -68,7 +68,16 @@ struct Streams {
 
 impl Pod {
     /// Begins to create a container; the answer comes when its creator has ended.
-    pub(super) fn create(&mut self, asker: Requester, request: wire::CreateContainer, rootfs: OwnedFd) -> Result<()> {
+    pub(super) fn create(
+        &mut self,
+        asker: Requester,
+        request: wire::CreateContainer,
+        rootfs: OwnedFd,
+        volumes: Vec<OwnedFd>,
+    ) -> Result<()> {
+        if usize::try_from(request.volumes) != Ok(volumes.len()) {
+            return Err(Fault::invalid("a container has one descriptor for its root and one for each volume"));
+        }
         let id = self.checked_id(&request)?;
         let bundle = self.state_dir.join("containers").join(id.as_str());
         let cgroup = cgroup::directory(&request.cgroup)?;
@@ -117,6 +126,7 @@ impl Pod {
             pod_cgroup: cgroup::directory(&self.spec.cgroup)?,
             pid_namespace,
             rootfs,
+            volumes,
             stdio: streams.theirs,
             report: creators,
             start_report: inits,
@@ -213,6 +223,7 @@ impl Pod {
             creation.kill(&container.bundle);
             container.signal_all(Signal::KILL);
             let _ = rustix::mount::unmount(container.bundle.join("rootfs"), UnmountFlags::DETACH);
+            volumes::release(&container.bundle);
             let _ = requests::remove_tree(&container.runtime_dir());
             let _ = fs::remove_file(container.bundle.join("process.json"));
             if let Some(directory) = &container.cgroup {

@@ -13,7 +13,7 @@ use rustix::thread::ThreadNameSpaceType;
 use super::container::signal_process;
 use super::fault::{Fault, Result};
 use super::pod::now;
-use super::{cgroup, preflight, runtime, sandbox, signals};
+use super::{cgroup, preflight, runtime, sandbox, signals, volumes};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{NamespaceMode, reply};
@@ -30,6 +30,7 @@ pub struct Job<'a> {
     /// PID namespace to be joined, by path.
     pub(super) pid_namespace: Option<String>,
     pub(super) rootfs: OwnedFd,
+    pub(super) volumes: Vec<OwnedFd>,
     pub(super) stdio: Option<[OwnedFd; 3]>,
     pub(super) report: OwnedFd,
     pub(super) start_report: OwnedFd,
@@ -53,10 +54,12 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
     rustix::process::setpgid(None, None).map_err(Fault::io("cannot lead a process group"))?;
     let mut keep: Vec<RawFd> = vec![job.rootfs.as_raw_fd(), job.report.as_raw_fd()];
     keep.extend([job.start_report.as_raw_fd(), job.supervisor.as_raw_fd()]);
+    keep.extend(job.volumes.iter().map(AsRawFd::as_raw_fd));
     keep.extend(job.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
     descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))?;
     sandbox::set_oom_score(job.request.oom_score_adj).map_err(Fault::io("cannot set the container's oom score"))?;
     let rootfs = attach_root(job)?;
+    volumes::attach(&job.bundle, &job.volumes)?;
     let made = runtime::create(runtime::Order {
         id: &job.request.container_id,
         bundle: &job.bundle,
@@ -79,6 +82,7 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
     }
     // The container has a mount of its own; ours would only be one more for the next container to copy.
     let _ = rustix::mount::unmount(&rootfs, UnmountFlags::DETACH);
+    volumes::release(&job.bundle);
     if let Err(fault) = propagate(made.pid, &job.request.propagations) {
         signal_process(made.pid, Signal::KILL);
         return Err(fault);

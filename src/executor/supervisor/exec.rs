@@ -17,7 +17,7 @@ use super::reactor::Source;
 use super::signals::Ending;
 use crate::executor::protocol::{self, ProtocolError};
 use crate::proto::supervisor as wire;
-use crate::proto::supervisor::{ErrorKind, event, reply};
+use crate::proto::supervisor::{ErrorKind, NamespaceMode, event, reply};
 use crate::sys::fork;
 
 /// Exec'd processes that a pod may have at a time.
@@ -69,8 +69,12 @@ impl Pod {
             oom_score_adj: container.oom_score_adj,
             supervisor: &self.own,
         };
-        let join =
-            || Ok(rustix::thread::move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)?);
+        // Nobody in a user namespace may enter the PID namespace in which he is.
+        let is_here = container.pid_mode == NamespaceMode::Node;
+        let join = || match is_here {
+            true => Ok(()),
+            false => Ok(rustix::thread::move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)?),
+        };
         let pid = fork::fork_elsewhere(cgroup.as_ref().map(AsFd::as_fd), join, || joining::enter(&entry))
             .map_err(Fault::io("cannot fork into the container's PID namespace"))?;
         let id = request.exec_id;

@@ -51,3 +51,4 @@ mod signals;
 mod start;
 mod sysctl;
 pub mod template;
+mod volumes;

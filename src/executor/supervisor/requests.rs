@@ -22,7 +22,11 @@ impl Pod {
     pub(super) fn handle(&mut self, asker: Requester, op: Op, descriptors: Vec<OwnedFd>) -> Result<Option<Answer>> {
         match op {
             Op::Hello(hello) => self.hello(&hello).map(Some),
-            Op::CreateContainer(request) => self.create(asker, request, one(descriptors)?).map(|()| None),
+            Op::CreateContainer(request) => {
+                let mut descriptors = descriptors;
+                let volumes = descriptors.split_off(descriptors.len().min(1));
+                self.create(asker, request, one(descriptors)?, volumes).map(|()| None)
+            }
             Op::StartContainer(request) => self.start(asker, &request.container_id).map(|()| None),
             Op::SignalContainer(request) => self.signal_container(&request).map(done),
             Op::RemoveContainer(request) => self.remove_container(&request.container_id).map(done),
