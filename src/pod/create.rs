@@ -116,6 +116,7 @@ async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord
         pid: reply.pid,
         cgroup: bundle.cgroup,
         not_enforced,
+        pending: None,
     };
     let (path, copy) = (work.context.layout.container_record(&work.pod.id, &work.id), record.clone());
     blocking(move || Ok(store::write(&path, &copy)?)).await?;

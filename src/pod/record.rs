@@ -74,6 +74,9 @@ pub(crate) struct ContainerRecord {
     /// Absolute, from the cgroup file system's root.
     pub(crate) cgroup: PathBuf,
     pub(crate) not_enforced: Vec<String>,
+    /// Limits that are about to be in force; see `update.rs`. An earlier release knew none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pending: Option<cri::LinuxContainerResources>,
 }
 
 /// Where everything of the domain lies.
