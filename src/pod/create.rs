@@ -172,6 +172,7 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
         propagations: bundle.propagations.clone(),
         pid: modes.pid.into(),
         pid_target: work.pid_target.as_ref().map(ToString::to_string).unwrap_or_default(),
+        seccomp_store: text(work.context.layout.seccomp_store()),
     }
 }
 
