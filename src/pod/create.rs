@@ -204,6 +204,7 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
         volumes: bundle.volumes.len() as u32,
         pid: modes.pid.into(),
         pid_target: work.pid_target.as_ref().map(|target| target.id.to_string()).unwrap_or_default(),
+        seccomp_store: text(work.context.layout.seccomp_store()),
     }
 }
 
