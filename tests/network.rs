@@ -58,6 +58,7 @@ impl Pod {
             holder: ProcessId::of(self.holder.id() as i32).expect("it runs"),
             config: Default::default(),
             cgroup: None,
+            ports: Vec::new(),
         }
     }
 
@@ -78,7 +79,7 @@ impl Drop for Pod {
 fn network() -> Network {
     let node = File::open("/proc/self/ns/net").expect("a namespace").into();
     let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
-    Network::new(NetworkOptions { node, cidrs })
+    Network::new(NetworkOptions { node, cidrs, mtu: None, forwarded: false })
 }
 
 /// Names of the links, a line each.
@@ -123,13 +124,13 @@ fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
         let (one, two) = (Pod::start(), Pod::start());
         let first = network().set_up(one.request()).await.expect("set up");
         let network = network();
-        network.adopt(&one.id, &first).await.expect("adopted");
+        network.adopt(&one.id, &first, Vec::new()).await.expect("adopted");
         let second = network.set_up(two.request()).await.expect("set up");
         assert!(first.addresses.iter().all(|a| !second.addresses.contains(a)));
         assert!(two.run(&format!("ping -c1 -W5 {}", first.addresses[0])));
         let rules = Command::new("nft").args(["list", "table", "inet", "cricket"]).output().expect("nft runs");
         let rules = String::from_utf8(rules.stdout).expect("text");
-        assert_eq!(rules.matches("masquerade").count(), 2, "{rules}");
+        assert_eq!(rules.matches("masquerade").count(), 4, "{rules}");
         assert!(rules.contains("ip saddr 10.77.0.0/16 oifname != \"cricket0\" masquerade"), "{rules}");
     });
 }

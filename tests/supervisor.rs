@@ -103,6 +103,38 @@ fn an_exec_has_the_containers_ids_capabilities_filter_and_limits() {
     assert_eq!(pod.exec(&container, &["ls", "/proc/self/fd"]).stdout, "0\n1\n2\n3\n");
 }
 
+/// With and without `no_new_privs` the filter gets in at different moments; capabilities must be gone either way.
+#[test]
+fn a_filter_holds_the_first_process_and_execs_and_is_compiled_once() {
+    let mut pod = fixture!(own());
+    let look =
+        "grep -E 'Cap(Eff|Prm|Inh|Bnd|Amb)|NoNewPrivs|Seccomp:' /proc/self/status; ln -s a /work/link 2>&1; true";
+    for no_new_privileges in [true, false] {
+        let mut container = pod.container(&["sh", "-c", &format!("{look}; sleep 9999")]);
+        container.no_new_privileges = no_new_privileges;
+        pod.create(&container).expect("created");
+        pod.start(&container).expect("started");
+        let within = pod.exec(&container, &["sh", "-c", look]).stdout;
+        pod.wait_for("the first process's words", |pod| pod.log(&container).contains("not supported"));
+        let log = pod.log(&container);
+        let grown = format!("NoNewPrivs:\t{}", u8::from(no_new_privileges));
+        for line in [
+            "CapInh:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "CapEff:\t0000000000000000",
+            "CapBnd:\t00000000a80425fb",
+            "CapAmb:\t0000000000000000",
+            "Seccomp:\t2",
+            "Operation not supported",
+            &grown,
+        ] {
+            assert!(log.contains(line), "first process, {line}: {log}");
+            assert!(within.contains(line), "exec, {line}: {within}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(pod.seccomp_store()).expect("a store").count(), 1);
+}
+
 #[test]
 fn an_exec_of_a_missing_program_is_refused_and_says_which() {
     let mut pod = fixture!(own());

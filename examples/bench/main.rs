@@ -87,11 +87,13 @@ async fn measure(node: &mut Node, args: &Args) -> anyhow::Result<Table> {
     let mut table = Table::default();
     let mut account = Account::new(node.daemon_pid());
     stages::warm_up(node).await?;
+    let mut pods = None;
     if args.wants("pods") {
-        stages::pods(node, &mut account, &mut table, args.pods.min(30)).await.context("stage pods")?;
+        pods = Some(stages::pods(node, &mut account, &mut table, args.pods.min(30)).await.context("stage pods")?);
     }
     if args.wants("containers") {
-        stages::containers(node, &account, &mut table, 40).await.context("stage containers")?;
+        let container = stages::containers(node, &account, &mut table, 40).await.context("stage containers")?;
+        pods.iter().for_each(|pods| stages::whole_pods(&mut table, pods, container));
     }
     if args.wants("exec") {
         stages::exec(node, &account, &mut table, 200).await.context("stage exec")?;

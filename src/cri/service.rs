@@ -25,12 +25,23 @@ service!(cri::runtime_service_server::RuntimeService {
     runtime_config(cri::RuntimeConfigRequest) -> cri::RuntimeConfigResponse = runtime;
     update_runtime_config(cri::UpdateRuntimeConfigRequest) -> cri::UpdateRuntimeConfigResponse = runtime;
     get_container_events(cri::GetEventsRequest) -> BoxStream<cri::ContainerEventResponse> = runtime;
+    list_metric_descriptors(cri::ListMetricDescriptorsRequest) -> cri::ListMetricDescriptorsResponse = runtime;
     run_pod_sandbox(cri::RunPodSandboxRequest) -> cri::RunPodSandboxResponse = sandbox;
     stop_pod_sandbox(cri::StopPodSandboxRequest) -> cri::StopPodSandboxResponse = sandbox;
     remove_pod_sandbox(cri::RemovePodSandboxRequest) -> cri::RemovePodSandboxResponse = sandbox;
     pod_sandbox_status(cri::PodSandboxStatusRequest) -> cri::PodSandboxStatusResponse = sandbox;
     list_pod_sandbox(cri::ListPodSandboxRequest) -> cri::ListPodSandboxResponse = sandbox;
     stream_pod_sandboxes(cri::StreamPodSandboxesRequest) -> BoxStream<cri::StreamPodSandboxesResponse> = sandbox;
+    pod_sandbox_stats(cri::PodSandboxStatsRequest) -> cri::PodSandboxStatsResponse = sandbox;
+    list_pod_sandbox_stats(cri::ListPodSandboxStatsRequest) -> cri::ListPodSandboxStatsResponse = sandbox;
+    stream_pod_sandbox_stats(cri::StreamPodSandboxStatsRequest) -> BoxStream<cri::StreamPodSandboxStatsResponse> = sandbox;
+    list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest) -> cri::ListPodSandboxMetricsResponse = sandbox;
+    stream_pod_sandbox_metrics(cri::StreamPodSandboxMetricsRequest)
+        -> BoxStream<cri::StreamPodSandboxMetricsResponse> = sandbox;
+    update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest)
+        -> cri::UpdatePodSandboxResourcesResponse = sandbox;
+    checkpoint_pod(cri::CheckpointPodRequest) -> cri::CheckpointPodResponse = sandbox;
+    restore_pod(cri::RestorePodRequest) -> cri::RestorePodResponse = sandbox;
     port_forward(cri::PortForwardRequest) -> cri::PortForwardResponse = sandbox;
     create_container(cri::CreateContainerRequest) -> cri::CreateContainerResponse = container;
     start_container(cri::StartContainerRequest) -> cri::StartContainerResponse = container;
@@ -39,6 +50,13 @@ service!(cri::runtime_service_server::RuntimeService {
     container_status(cri::ContainerStatusRequest) -> cri::ContainerStatusResponse = container;
     list_containers(cri::ListContainersRequest) -> cri::ListContainersResponse = container;
     stream_containers(cri::StreamContainersRequest) -> BoxStream<cri::StreamContainersResponse> = container;
+    container_stats(cri::ContainerStatsRequest) -> cri::ContainerStatsResponse = container;
+    list_container_stats(cri::ListContainerStatsRequest) -> cri::ListContainerStatsResponse = container;
+    stream_container_stats(cri::StreamContainerStatsRequest)
+        -> BoxStream<cri::StreamContainerStatsResponse> = container;
+    update_container_resources(cri::UpdateContainerResourcesRequest)
+        -> cri::UpdateContainerResourcesResponse = container;
+    checkpoint_container(cri::CheckpointContainerRequest) -> cri::CheckpointContainerResponse = container;
     exec_sync(cri::ExecSyncRequest) -> cri::ExecSyncResponse = container;
     exec(cri::ExecRequest) -> cri::ExecResponse = container;
     attach(cri::AttachRequest) -> cri::AttachResponse = container;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::config::Config;
 use crate::cri::Facts;
-use crate::network::outbound::Outbound;
+use crate::network::outbound::{self, Outbound};
 use crate::network::{Cidr, Network, NetworkOptions};
 use crate::pod::PodNetworks;
 use crate::rootless::{Node, NodeKind};
@@ -28,7 +28,10 @@ pub async fn start(facts: &Facts) -> PodNetworks {
 fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
     let cidrs = cidrs.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>();
     let cidrs = cidrs.map_err(|error| error.to_string())?;
-    Ok(Network::new(NetworkOptions { node: network_of(node)?, cidrs }))
+    let made = node.kind == NodeKind::Made;
+    let options =
+        NetworkOptions { node: network_of(node)?, cidrs, mtu: made.then_some(outbound::MTU), forwarded: made };
+    Ok(Network::new(options))
 }
 
 /// A node that is not made has its way out already.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::archive;
 use super::archive::save::Format;
@@ -163,6 +164,35 @@ impl Images {
             Ok(FilesystemUsage { mountpoint: snapshots.directory().to_owned(), bytes, inodes })
         })
         .await
+    }
+
+    /// What the container wrote as it was measured last, and how long ago that was; none: never. Does not block.
+    pub fn measured(&self, key: &str) -> Option<(Duration, FilesystemUsage)> {
+        let (age, Usage { bytes, inodes }) = self.snapshots.measured(key)?;
+        let mountpoint = self.snapshots.directory().to_owned();
+        Some((age, FilesystemUsage { mountpoint, bytes, inodes }))
+    }
+
+    /// Measures these; it goes on when the future is dropped.
+    pub async fn measure(&self, keys: Vec<String>) {
+        let snapshots = self.snapshots.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            for key in keys {
+                // One that goes meanwhile has no usage.
+                let _ = snapshots.usage(&key);
+            }
+        });
+        let _ = work.await;
+    }
+
+    /// Measures again in the background what was measured long ago.
+    pub fn measure_again(&self) {
+        self.snapshots.measure_again();
+    }
+
+    /// Where containers' writes are.
+    pub fn snapshot_directory(&self) -> &std::path::Path {
+        self.snapshots.directory()
     }
 
     /// Removes the snapshot; that there is none is fine.

@@ -14,6 +14,7 @@ mod builtin;
 mod cidr;
 pub mod outbound;
 mod pool;
+pub mod ports;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -28,6 +29,8 @@ use crate::store::PodId;
 use crate::sys::process::ProcessId;
 
 use builtin::BuiltinThread;
+
+use ports::PortMapping;
 
 pub use cidr::{Cidr, CidrError};
 
@@ -65,6 +68,10 @@ pub struct NetworkOptions {
     pub node: OwnedFd,
     /// Ranges of pod addresses: at most one of each family.
     pub cidrs: Vec<Cidr>,
+    /// What one packet of a pod holds where no uplink of the node says another.
+    pub mtu: Option<u32>,
+    /// Host ports are forwarded from another network namespace, in their clients' names.
+    pub forwarded: bool,
 }
 
 /// The network of one pod, as recorded.
@@ -76,6 +83,9 @@ pub struct PodNetwork {
     pub node_interface: String,
     /// One a family, the first is the pod's primary.
     pub addresses: Vec<IpAddr>,
+    /// Of the interface inside; none: unknown, an earlier release made it.
+    #[serde(default)]
+    pub hardware_address: Option<[u8; 6]>,
 }
 
 /// A pod that is to be connected.
@@ -91,6 +101,8 @@ pub struct PodRequest {
     pub config: cri::PodSandboxConfig,
     /// Absolute, from the cgroup file system's root.
     pub cgroup: Option<PathBuf>,
+    /// Its host ports.
+    pub ports: Vec<PortMapping>,
 }
 
 /// The network of the node's pods. Cheap to clone.
@@ -102,6 +114,8 @@ pub struct Network {
 #[derive(Debug)]
 struct Shared {
     node: OwnedFd,
+    mtu: Option<u32>,
+    forwarded: bool,
     builtin: Mutex<BuiltinState>,
 }
 
@@ -115,8 +129,9 @@ struct BuiltinState {
 impl Network {
     /// Nothing is made before it is needed.
     pub fn new(options: NetworkOptions) -> Self {
-        let builtin = Mutex::new(BuiltinState { cidrs: options.cidrs, running: None });
-        Self { shared: Arc::new(Shared { node: options.node, builtin }) }
+        let NetworkOptions { node, cidrs, mtu, forwarded } = options;
+        let builtin = Mutex::new(BuiltinState { cidrs, running: None });
+        Self { shared: Arc::new(Shared { node, mtu, forwarded, builtin }) }
     }
 
     /// The built-in network, started unless it runs.
@@ -125,8 +140,10 @@ impl Network {
         if let Some(running) = &state.running {
             return Ok(running.clone());
         }
-        let node = self.shared.node.try_clone().map_err(NetworkError::kernel("duplicate the node's namespace"))?;
-        let started = BuiltinThread::start(node, state.cidrs.clone()).await?;
+        let Shared { node, mtu, forwarded, .. } = &*self.shared;
+        let node = node.try_clone().map_err(NetworkError::kernel("duplicate the node's namespace"))?;
+        let cidrs = state.cidrs.clone();
+        let started = BuiltinThread::start(NetworkOptions { node, cidrs, mtu: *mtu, forwarded: *forwarded }).await?;
         Ok(state.running.insert(started).clone())
     }
 
@@ -140,14 +157,23 @@ impl Network {
         self.builtin().await.err().map(|error| error.to_string())
     }
 
-    /// Gives the pod an interface `eth0`, addresses and default routes. After an error nothing is left.
+    /// Gives the pod an interface `eth0`, addresses, default routes, and its host ports on the node's addresses. After an
+    /// error nothing is left.
     pub async fn set_up(&self, request: PodRequest) -> Result<PodNetwork, NetworkError> {
-        self.builtin().await?.set_up(&request.id, request.namespace).await
+        self.builtin().await?.set_up(&request.id, request.namespace, request.ports).await
     }
 
     /// Takes note of what a pod of an earlier daemon has.
-    pub async fn adopt(&self, pod: &PodId, network: &PodNetwork) -> Result<(), NetworkError> {
-        self.builtin().await?.adopt(pod, &network.addresses).await
+    pub async fn adopt(&self, pod: &PodId, had: &PodNetwork, ports: Vec<PortMapping>) -> Result<(), NetworkError> {
+        self.builtin().await?.adopt(pod, had, ports).await
+    }
+
+    /// All pods of an earlier daemon are adopted: what belongs to none of them is removed.
+    pub async fn settle(&self) -> Result<(), NetworkError> {
+        match self.running_builtin().await {
+            Some(running) => running.settle().await,
+            None => Ok(()),
+        }
     }
 
     /// Removes the pod's interface and frees its addresses. What is gone already is fine.

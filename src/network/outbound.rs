@@ -36,7 +36,7 @@ const PASTA_ADDRESS: (Ipv4Addr, u8, Ipv4Addr) = (Ipv4Addr::new(10, 0, 2, 100), 2
 const SLIRP_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
 /// What both drivers carry at most in one packet; larger packets make them several times as fast.
-const MTU: &str = "65520";
+pub const MTU: u32 = 65520;
 
 /// Between two attempts to start a driver that dies: doubled each time, from the first to the second.
 const RESTART_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));

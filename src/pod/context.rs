@@ -11,6 +11,7 @@ use crate::pod::facts::Facts;
 use crate::pod::network::PodNetworks;
 use crate::pod::record::Layout;
 use crate::pod::spec::Modes;
+use crate::pod::stats::Stats;
 use crate::pod::table::Table;
 use crate::proto::{cri, supervisor as wire};
 use crate::rootless::Node;
@@ -25,6 +26,7 @@ pub(crate) struct Context {
     pub(crate) facts: Facts,
     pub(crate) events: Events,
     pub(crate) table: Table,
+    pub(crate) stats: Stats,
 }
 
 /// Runs what blocks (files, system calls) where it may.

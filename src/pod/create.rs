@@ -116,6 +116,7 @@ async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord
         pid: reply.pid,
         cgroup: bundle.cgroup,
         not_enforced,
+        pending: None,
     };
     let (path, copy) = (work.context.layout.container_record(&work.pod.id, &work.id), record.clone());
     blocking(move || Ok(store::write(&path, &copy)?)).await?;
@@ -203,6 +204,7 @@ fn create_request(work: &Creation, modes: Modes, bundle: &Bundle) -> wire::Creat
         volumes: bundle.volumes.len() as u32,
         pid: modes.pid.into(),
         pid_target: work.pid_target.as_ref().map(|target| target.id.to_string()).unwrap_or_default(),
+        seccomp_store: text(work.context.layout.seccomp_store()),
     }
 }
 

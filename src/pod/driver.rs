@@ -23,9 +23,9 @@ use crate::pod::member::Member;
 use crate::pod::name::{Answered, ContainerName};
 use crate::pod::queue::{self, Job, Phase, PodJob, PodStanding, Verdict, Wish};
 use crate::pod::record::{ContainerRecord, PodRecord};
-use crate::pod::sandbox;
 use crate::pod::table::PodSlot;
 use crate::pod::view::PodView;
+use crate::pod::{sandbox, update};
 use crate::proto::cri::{self, ContainerEventType};
 use crate::proto::supervisor as wire;
 use crate::store::ContainerId;
@@ -49,6 +49,9 @@ pub(crate) enum Detail {
     Nothing,
     Create(Box<cri::ContainerConfig>),
     Stop(Duration),
+    Update(Box<cri::LinuxContainerResources>),
+    /// Overhead and resources.
+    UpdatePod(Box<(Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>)>),
 }
 
 /// What comes back.
@@ -64,6 +67,8 @@ pub(crate) type Reply = oneshot::Sender<Result<Answer, PodError>>;
 enum Outcome {
     Created(ContainerId, Box<Result<ContainerRecord, PodError>>),
     Container(ContainerId, Job, Result<(), PodError>),
+    Updated(ContainerId, Box<Result<ContainerRecord, PodError>>),
+    PodUpdated(Box<Result<PodRecord, PodError>>),
     Pod(PodJob, Result<(), PodError>),
 }
 
@@ -230,7 +235,11 @@ impl Driver {
             }
             (Wish::StopPod, _) => self.begin_pod(PodJob::Stop, request.reply),
             (Wish::RemovePod, _) => self.begin_pod(PodJob::Remove, request.reply),
-            (Wish::Create(_), _) => unreachable!("a creation comes with its configuration"),
+            (Wish::Update(id), Detail::Update(change)) => self.begin_update(id, *change, request.reply),
+            (Wish::UpdatePod, Detail::UpdatePod(change)) => self.begin_pod_update(*change, request.reply),
+            (Wish::Create(_) | Wish::Update(_) | Wish::UpdatePod, _) => {
+                unreachable!("a creation or a change comes with its configuration")
+            }
         }
     }
 
@@ -248,6 +257,25 @@ impl Driver {
         }
         let subject = Subject::Container(id.clone(), job);
         self.spawn(subject, reply, async move { Outcome::Container(id, job, work.await) });
+    }
+
+    fn begin_update(&mut self, id: ContainerId, change: cri::LinuxContainerResources, reply: Reply) {
+        let Some((member, record)) = self.members.get_mut(&id).and_then(|m| m.record().map(|r| (m, r))) else { return };
+        member.job = Some(Job::Update);
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.record));
+        let subject = Subject::Container(id.clone(), Job::Update);
+        let work = async move { Outcome::Updated(id, Box::new(update::container(context, pod, record, change).await)) };
+        self.spawn(subject, reply, work);
+    }
+
+    fn begin_pod_update(
+        &mut self,
+        (overhead, resources): (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>),
+        reply: Reply,
+    ) {
+        self.pod_job = Some(PodJob::Update);
+        let work = update::pod(Arc::clone(&self.context), Arc::clone(&self.record), overhead, resources);
+        self.spawn(Subject::Pod(PodJob::Update), reply, async move { Outcome::PodUpdated(Box::new(work.await)) });
     }
 
     fn begin_create(&mut self, name: ContainerName, config: cri::ContainerConfig, reply: Reply) {
@@ -303,6 +331,7 @@ impl Driver {
                 let work = sandbox::remove(context, record, containers, supervisor);
                 self.spawn(subject, reply, async move { Outcome::Pod(job, work.await) });
             }
+            PodJob::Update => unreachable!("a change is begun with its resources"),
         }
     }
 
@@ -347,6 +376,17 @@ impl Driver {
         match outcome {
             Outcome::Created(id, result) => self.on_created(id, *result),
             Outcome::Container(id, job, result) => self.on_container(&id, job, result),
+            Outcome::Updated(id, result) => {
+                let member = self.members.get_mut(&id).expect("work on a container keeps it");
+                member.job = None;
+                member.updated((*result).map_err(|e| e.of(&member.whom))?);
+                Ok(Answer::Done)
+            }
+            Outcome::PodUpdated(result) => {
+                self.pod_job = None;
+                self.record = Arc::new((*result).map_err(|e| e.of(&whom_pod(&self.record.config)))?);
+                Ok(Answer::Done)
+            }
             Outcome::Pod(job, result) => {
                 self.pod_job = None;
                 let result = result.map_err(|e| e.of(&whom_pod(&self.record.config)));
@@ -357,6 +397,8 @@ impl Driver {
                         self.say_deleted();
                         // Before anybody is answered: nothing of it is to be seen from then on.
                         self.context.table.remove(&self.slot);
+                        self.context.stats.forget(self.record.id.as_str());
+                        self.members.keys().for_each(|id| self.context.stats.forget(id.as_str()));
                     }
                 }
                 result.map(|()| Answer::Done)
@@ -396,10 +438,11 @@ impl Driver {
             Job::Remove => {
                 self.members.remove(id);
                 self.context.table.remove_container(id);
+                self.context.stats.forget(id.as_str());
                 self.publish();
                 self.say(id, ContainerEventType::ContainerDeletedEvent);
             }
-            Job::Create | Job::Stop => {}
+            Job::Create | Job::Stop | Job::Update => {}
         }
         Ok(Answer::Done)
     }
@@ -502,7 +545,7 @@ async fn next_event(events: &mut Option<mpsc::Receiver<wire::Event>>) -> Option<
 
 fn answer_of_removed(wish: &Wish) -> Result<Answer, PodError> {
     match wish {
-        Wish::Create(_) | Wish::Start(_) => {
+        Wish::Create(_) | Wish::Start(_) | Wish::Update(_) | Wish::UpdatePod => {
             Err(PodError::new(crate::pod::PodErrorKind::NotFound, "the pod was removed meanwhile"))
         }
         Wish::Stop(_) | Wish::Remove(_) | Wish::StopPod | Wish::RemovePod => Ok(Answer::Done),
@@ -520,6 +563,9 @@ fn refused(refusal: &queue::Refusal, pod: &str) -> PodError {
         queue::Refusal::NotCreated(phase) => {
             let state = if *phase == Phase::Running { "runs already" } else { "has exited" };
             PodError::precondition(format!("the container of {pod} {state}: only a created one can be started"))
+        }
+        queue::Refusal::Exited => {
+            PodError::precondition(format!("the container of {pod} has exited: it has no limits any more"))
         }
         queue::Refusal::PodNotReady => PodError::precondition(format!("{pod} is not ready")),
         queue::Refusal::PodClosing => PodError::precondition(format!("{pod} is being stopped or removed")),

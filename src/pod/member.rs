@@ -106,6 +106,11 @@ impl Member {
         self.job = None;
     }
 
+    /// Its limits are others.
+    pub(crate) fn updated(&mut self, record: ContainerRecord) {
+        self.record = Some(Arc::new(record));
+    }
+
     /// It was let run. Its end may have been heard before.
     pub(crate) fn started(&mut self) {
         if self.phase == Phase::Created {

@@ -23,6 +23,7 @@ mod events;
 mod exec;
 mod facts;
 mod files;
+mod limits;
 mod member;
 mod mounts;
 mod name;
@@ -38,8 +39,10 @@ pub mod session;
 mod sessions;
 mod signal;
 mod spec;
+mod stats;
 mod sysctls;
 mod table;
+mod update;
 mod users;
 mod view;
 mod volumes;
@@ -113,6 +116,7 @@ impl Pods {
             facts: blocking(facts::Facts::read).await?,
             events: events::Events::default(),
             table: Table::default(),
+            stats: stats::Stats::default(),
         });
         recover::recover(&context).await?;
         Ok(Self { context })
@@ -258,6 +262,84 @@ impl Pods {
         let views = self.context.table.views();
         let containers = views.iter().flat_map(|view| view.containers.values());
         containers.filter(|c| filter.is_none_or(|f| c.matches(f))).map(|c| c.item()).collect()
+    }
+
+    /// Other limits; zeros leave things as they are. What cannot be enforced is in the status.
+    pub async fn update_container_resources(
+        &self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<(), PodError> {
+        let (slot, _, container) = self.context.table.container(id)?;
+        let wish = Wish::Update(container.record.id.clone());
+        let answer = self.ask(&slot, wish, Detail::Update(Box::new(resources))).await;
+        answer.ok_or_else(|| PodError::not_found("container", id))?.map(drop)
+    }
+
+    /// Other limits of a pod as a whole.
+    pub async fn update_pod_sandbox_resources(
+        &self,
+        id: &str,
+        overhead: Option<cri::LinuxContainerResources>,
+        resources: Option<cri::LinuxContainerResources>,
+    ) -> Result<(), PodError> {
+        let (slot, _) = self.context.table.pod(id)?;
+        let detail = Detail::UpdatePod(Box::new((overhead, resources)));
+        let answer = self.ask(&slot, Wish::UpdatePod, detail).await;
+        answer.ok_or_else(|| PodError::not_found("pod", id))?.map(drop)
+    }
+
+    /// What a container uses now.
+    pub async fn container_stats(&self, id: &str) -> Result<cri::ContainerStats, PodError> {
+        let (_, view, container) = self.context.table.container(id)?;
+        stats::of_container(&self.context, view, container).await
+    }
+
+    /// Of containers that have not exited.
+    pub async fn list_container_stats(
+        &self,
+        filter: Option<&cri::ContainerStatsFilter>,
+    ) -> Result<Vec<cri::ContainerStats>, PodError> {
+        let filter = filter.map(|f| cri::ContainerFilter {
+            id: f.id.clone(),
+            pod_sandbox_id: f.pod_sandbox_id.clone(),
+            label_selector: f.label_selector.clone(),
+            state: None,
+        });
+        let wanted = |container: &view::ContainerView| filter.as_ref().is_none_or(|f| container.matches(f));
+        stats::of_containers(&self.context, self.context.table.views(), wanted).await
+    }
+
+    /// What a pod uses now, with its containers.
+    pub async fn pod_sandbox_stats(&self, id: &str) -> Result<cri::PodSandboxStats, PodError> {
+        let (_, view) = self.context.table.pod(id)?;
+        let stats = stats::of_pods(&self.context, vec![view]).await?;
+        stats.into_iter().next().ok_or_else(|| PodError::internal("a pod's statistics were lost"))
+    }
+
+    /// Of pods that are ready.
+    pub async fn list_pod_sandbox_stats(
+        &self,
+        filter: Option<&cri::PodSandboxStatsFilter>,
+    ) -> Result<Vec<cri::PodSandboxStats>, PodError> {
+        let filter = filter.map(|f| cri::PodSandboxFilter {
+            id: f.id.clone(),
+            label_selector: f.label_selector.clone(),
+            state: None,
+        });
+        let views = self.context.table.views().into_iter();
+        let wanted = views.filter(|view| view.ready && filter.as_ref().is_none_or(|f| view.matches(f)));
+        stats::of_pods(&self.context, wanted.collect()).await
+    }
+
+    /// What the metrics of [`Pods::list_pod_sandbox_metrics`] mean.
+    pub fn metric_descriptors(&self) -> Vec<cri::MetricDescriptor> {
+        stats::descriptors::all()
+    }
+
+    /// The metrics of pods that are ready.
+    pub async fn list_pod_sandbox_metrics(&self) -> Result<Vec<cri::PodSandboxMetrics>, PodError> {
+        stats::metrics_of_pods(&self.context, self.context.table.views()).await
     }
 
     /// Runs a command to its end; past `timeout` (none: for ever) it is dead and the error is DeadlineExceeded.

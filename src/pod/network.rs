@@ -84,13 +84,13 @@ impl PodNetworks {
         // It answers after the number was used, so the number was its own.
         supervisor.network().await?;
         let (id, config, cgroup) = (pod.id.clone(), pod.config.clone(), pod.cgroup.clone());
-        Ok(Some(network.set_up(PodRequest { id, namespace, holder, config, cgroup }).await?))
+        Ok(Some(network.set_up(PodRequest { id, namespace, holder, config, cgroup, ports: Vec::new() }).await?))
     }
 
     /// Takes note of what a pod of an earlier daemon has.
     pub(crate) async fn adopt(&self, pod: &PodRecord) {
         if let (Ok(network), Some(had)) = (&self.network, &pod.network)
-            && let Err(error) = network.adopt(&pod.id, had).await
+            && let Err(error) = network.adopt(&pod.id, had, Vec::new()).await
         {
             tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
         }

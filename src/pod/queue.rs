@@ -24,8 +24,10 @@ pub(crate) enum Wish {
     Start(ContainerId),
     Stop(ContainerId),
     Remove(ContainerId),
+    Update(ContainerId),
     StopPod,
     RemovePod,
+    UpdatePod,
 }
 
 /// Work on a container.
@@ -35,6 +37,7 @@ pub(crate) enum Job {
     Start,
     Stop,
     Remove,
+    Update,
 }
 
 /// Work on the pod as a whole.
@@ -42,6 +45,7 @@ pub(crate) enum Job {
 pub(crate) enum PodJob {
     Stop,
     Remove,
+    Update,
 }
 
 /// How far a container is.
@@ -99,6 +103,7 @@ pub(crate) enum Refusal {
     NoSuchContainer,
     NameTaken(ContainerId),
     NotCreated(Phase),
+    Exited,
     PodNotReady,
     PodClosing,
 }
@@ -125,14 +130,25 @@ pub(crate) fn decide(pod: &PodStanding, wish: &Wish) -> Verdict {
         },
         Wish::StopPod => match pod.job {
             Some(PodJob::Stop) => Verdict::JoinPod,
-            Some(PodJob::Remove) => Verdict::Wait,
+            Some(PodJob::Remove | PodJob::Update) => Verdict::Wait,
             None if !pod.ready => Verdict::Done,
             None => when_idle(pod),
         },
         Wish::RemovePod => match pod.job {
             Some(PodJob::Remove) => Verdict::JoinPod,
-            Some(PodJob::Stop) => Verdict::Wait,
+            Some(PodJob::Stop | PodJob::Update) => Verdict::Wait,
             None => when_idle(pod),
+        },
+        Wish::Update(id) => match pod.containers.get(id).map(|c| (c.job, c.phase)) {
+            None => Verdict::Refuse(Refusal::NoSuchContainer),
+            // Also another change: each is an addition to the one before.
+            Some((Some(_), _)) => Verdict::Wait,
+            Some((None, Phase::Exited)) => Verdict::Refuse(Refusal::Exited),
+            Some((None, _)) => begin_in(pod),
+        },
+        Wish::UpdatePod => match pod.job {
+            Some(PodJob::Update) => Verdict::Wait,
+            _ => begin_in(pod),
         },
     }
 }
@@ -161,7 +177,9 @@ fn start(pod: &PodStanding, id: &ContainerId) -> Verdict {
 
 fn begin_in(pod: &PodStanding) -> Verdict {
     match pod {
-        PodStanding { job: Some(_), .. } | PodStanding { closing: true, .. } => Verdict::Refuse(Refusal::PodClosing),
+        PodStanding { job: Some(PodJob::Stop | PodJob::Remove), .. } | PodStanding { closing: true, .. } => {
+            Verdict::Refuse(Refusal::PodClosing)
+        }
         PodStanding { ready: false, .. } => Verdict::Refuse(Refusal::PodNotReady),
         _ => Verdict::Begin,
     }

@@ -9,6 +9,7 @@
 //! ROOT/unreadable/ID                           directories whose record could not be understood, set aside
 //! STATE/pods/ID/                               sockets, the pod's own files; gone after a reboot
 //! STATE/pods/ID/containers/CID/config.json     the bundle
+//! STATE/seccomp/                               compiled filters: the supervisors'
 //! ```
 //!
 //! A directory without its record is something half made: it is removed at start.
@@ -74,6 +75,9 @@ pub(crate) struct ContainerRecord {
     /// Absolute, from the cgroup file system's root.
     pub(crate) cgroup: PathBuf,
     pub(crate) not_enforced: Vec<String>,
+    /// Limits that are about to be in force; see `update.rs`. An earlier release knew none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pending: Option<cri::LinuxContainerResources>,
 }
 
 /// Where everything of the domain lies.
@@ -81,6 +85,8 @@ pub(crate) struct ContainerRecord {
 pub(crate) struct Layout {
     pods: PathBuf,
     state: PathBuf,
+    /// Compiled seccomp filters.
+    filters: PathBuf,
     unreadable: PathBuf,
 }
 
@@ -91,12 +97,18 @@ impl Layout {
             pods: config.root.join("pods"),
             state: config.state.join("pods"),
             unreadable: config.root.join("unreadable"),
+            filters: config.state.join("seccomp"),
         }
     }
 
     /// Directories of all pods: on disk, at run time, set aside.
     pub(crate) fn roots(&self) -> [&Path; 3] {
         [&self.pods, &self.state, &self.unreadable]
+    }
+
+    /// Where supervisors keep compiled seccomp filters.
+    pub(crate) fn seccomp_store(&self) -> &Path {
+        &self.filters
     }
 
     /// A pod's directory on disk.

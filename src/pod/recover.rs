@@ -17,7 +17,7 @@ use crate::pod::member::{Member, exit_on_disk};
 use crate::pod::name::{Answered, ContainerName, PodName};
 use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::table::PodSlot;
-use crate::pod::{files, paths, sandbox, volumes};
+use crate::pod::{files, paths, sandbox, update, volumes};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::store::{ContainerId, PodId};
@@ -189,6 +189,7 @@ fn members(
     mut states: HashMap<String, wire::ContainerState>,
 ) -> BTreeMap<ContainerId, Member> {
     let revive = |(name, record): (ContainerName, ContainerRecord)| {
+        let record = update::finish(context, pod, record);
         let id = record.id.clone();
         let whom = whom_container(&pod.config, &record.config);
         let answered = Answered::found(context.layout.container(&pod.id, &id).join("answered"));

@@ -13,6 +13,7 @@ mod containers;
 mod crictl;
 mod daemon_killed;
 mod hundred_pods;
+mod kubelet;
 mod mounts;
 mod options;
 mod pod_network;

@@ -75,6 +75,8 @@ pub struct Container {
     /// Name of its cgroup below the pod's.
     pub cgroup: String,
     pub shared: Option<PathBuf>,
+    /// Without it the filter is installed before capabilities go.
+    pub no_new_privileges: bool,
 }
 
 #[derive(Debug)]
@@ -186,6 +188,11 @@ impl Fixture {
         Box::leak(self.base.join("state").into_boxed_path())
     }
 
+    /// Where compiled filters are kept.
+    pub fn seccomp_store(&self) -> PathBuf {
+        self.base.join("state/seccomp")
+    }
+
     pub fn container(&self, command: &[&str]) -> Container {
         Container {
             id: ContainerId::random().to_string(),
@@ -198,6 +205,7 @@ impl Fixture {
             cwd: "/work".to_owned(),
             cgroup: String::new(),
             shared: None,
+            no_new_privileges: true,
         }
     }
 
@@ -224,6 +232,7 @@ impl Fixture {
             oom_score_adj: 100,
             timeout_ms: container.timeout_ms,
             cgroup: container.cgroup.clone(),
+            seccomp_store: self.seccomp_store().display().to_string(),
             propagations: container
                 .shared
                 .iter()

@@ -43,8 +43,7 @@ pub fn of(container: &Container, shm: &Path) -> String {
             "env": ["PATH=/usr/bin:/bin", "HOME=/", "FOO=bar"],
             "cwd": container.cwd,
             "capabilities": {"bounding": CAPABILITIES, "effective": [], "permitted": [], "inheritable": [], "ambient": []},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1023}],
-            "noNewPrivileges": true
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1023}]
         },
         "root": {"path": "rootfs", "readonly": false},
         "mounts": [
@@ -65,10 +64,16 @@ pub fn of(container: &Container, shm: &Path) -> String {
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW",
                 "architectures": ["SCMP_ARCH_X86_64"],
-                "syscalls": [{"names": ["kexec_load", "reboot", "swapon"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]
+                "syscalls": [
+                    {"names": ["kexec_load", "reboot", "swapon"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+                    {"names": ["symlink", "symlinkat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
+                ]
             }
         }
     });
+    if container.no_new_privileges {
+        spec["process"]["noNewPrivileges"] = json!(true);
+    }
     if let Some(source) = &container.shared {
         let mount = json!({"destination": "/shared", "type": "bind", "source": source, "options": ["rbind"]});
         spec["mounts"].as_array_mut().expect("a list").push(mount);

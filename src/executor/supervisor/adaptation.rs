@@ -1,7 +1,7 @@
 //! What this machine and this pod make of a container's specification: limits that nothing here enforces are taken out and
 //! named, and the PID namespace is the one that the request means.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::fault::{Fault, Result};
 use super::runtime::{Order, oci};
@@ -9,18 +9,14 @@ use super::runtime::{Order, oci};
 /// Where a container is that has no cgroup (see `cgroup::stand_in`).
 const STAND_IN_CGROUP: &str = "/";
 
-/// Adapts the specification; it is written to `path` anew only when something changes. Answers what is not enforced.
-pub fn adapt(spec: &mut oci::Spec, order: &Order<'_>, path: &Path) -> Result<Vec<String>> {
-    let before = spec.clone();
+/// Adapts the specification. Answers what is not enforced.
+pub fn adapt(spec: &mut oci::Spec, order: &Order<'_>) -> Result<Vec<String>> {
     let linux = spec.linux_mut().as_mut().ok_or_else(|| Fault::invalid("the container's spec has no linux section"))?;
     let not_enforced = adapt_limits(linux, order);
     adapt_pid_namespace(linux, order)?;
     if let Some(process) = spec.process_mut() {
         // Set by the creator on itself, within what may be set.
         process.set_oom_score_adj(None);
-    }
-    if *spec != before {
-        spec.save(path).map_err(Fault::because(format!("cannot write {}", path.display())))?;
     }
     Ok(not_enforced)
 }

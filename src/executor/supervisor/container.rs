@@ -42,8 +42,6 @@ pub struct Container {
     pub(super) start_fault: Option<Fault>,
     /// Who waits for the start.
     pub(super) starter: Option<Requester>,
-    /// Its seccomp filter as a program, once an exec has compiled it.
-    pub(super) seccomp: Option<OwnedFd>,
     /// Which outputs are in epoll.
     pub(super) watched: [bool; 2],
 }

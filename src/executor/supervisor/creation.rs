@@ -115,7 +115,6 @@ impl Pod {
             start_report: Some(start_report),
             start_fault: None,
             starter: None,
-            seccomp: None,
             watched: [false; 2],
         };
         let job = Job {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{MoveMountFlags, UnmountFlags};
@@ -71,6 +71,7 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
         stdio: job.stdio.as_ref(),
         start_report: &job.start_report,
         supervisor: job.supervisor,
+        filters: Path::new(&job.request.seccomp_store),
     })?;
     if let Some(directory) = job.cgroup.as_ref().filter(|directory| !cgroup::holds(directory, made.pid)) {
         signal_process(made.pid, Signal::KILL);

@@ -28,7 +28,6 @@ const SESSION_FIELD: usize = 3;
 /// One exec'd process.
 pub struct Exec {
     pub(super) pid: i32,
-    container: String,
     /// Who waits for it to run; none once it does.
     asker: Option<Requester>,
     report: Option<OwnedFd>,
@@ -65,7 +64,6 @@ impl Pod {
             target: &target,
             stdio: stdio.as_ref(),
             report: &theirs,
-            filter: container.seccomp.as_ref(),
             oom_score_adj: container.oom_score_adj,
             supervisor: &self.own,
         };
@@ -83,14 +81,7 @@ impl Pod {
         watched
             .inspect_err(|_| signal_process(pid, Signal::KILL))
             .map_err(Fault::io("cannot watch the exec's report"))?;
-        let exec = Exec {
-            pid,
-            container: request.container_id,
-            asker: Some(asker),
-            report: Some(report),
-            terminal: None,
-            fault: None,
-        };
+        let exec = Exec { pid, asker: Some(asker), report: Some(report), terminal: None, fault: None };
         self.execs.insert(id, exec);
         Ok(())
     }
@@ -114,11 +105,6 @@ impl Pod {
         let descriptor = received.descriptors.into_iter().next();
         match joining::Report::read(&received.message) {
             Some(joining::Report::Terminal) => exec.terminal = descriptor,
-            Some(joining::Report::Filter) => {
-                if let Some(container) = self.containers.get_mut(&exec.container) {
-                    container.seccomp = descriptor;
-                }
-            }
             Some(joining::Report::Failed(fault)) => exec.fault = Some(fault),
             None => {}
         }

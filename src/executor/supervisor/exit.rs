@@ -76,7 +76,6 @@ impl Pod {
         container.log.finish(&mut self.scratch);
         container.terminal = None;
         container.start_report = None;
-        container.seccomp = None;
         let _ = store::remove(&container.bundle.join("process.json"));
         let exit = describe(container, ending);
         container.exit = Some(exit.clone());

@@ -17,7 +17,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::fault::{Fault, Result};
 use super::process_settings::{Process, Settings, find_program, path_of};
-use super::{credentials, requests, runtime, sandbox, seccomp, signals};
+use super::{credentials, filters, requests, runtime, sandbox, seccomp, signals};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::from_supervisor::Message;
@@ -43,8 +43,6 @@ pub struct Entry<'a> {
     pub stdio: Option<&'a [OwnedFd; 3]>,
     /// Where a [`Report`] goes; closed by execve.
     pub report: &'a OwnedFd,
-    /// The container's filter, compiled by an earlier exec.
-    pub filter: Option<&'a OwnedFd>,
     /// Of the container.
     pub oom_score_adj: i32,
     /// To see whether the supervisor lives.
@@ -52,13 +50,11 @@ pub struct Entry<'a> {
 }
 
 /// What a child tells its supervisor before it is somebody else's program. On the wire each is a reply: an exec reply with
-/// the terminal's master, an empty one with a compiled filter, or an error.
+/// the terminal's master, or an error.
 #[derive(Debug)]
 pub enum Report {
     /// The descriptor beside it is the terminal's master.
     Terminal,
-    /// The descriptor beside it is the compiled filter.
-    Filter,
     /// It will not run.
     Failed(Fault),
 }
@@ -69,7 +65,6 @@ impl Report {
         let Some(Message::Reply(wire::Reply { result: Some(result), .. })) = &message.message else { return None };
         match result {
             reply::Result::Exec(_) => Some(Self::Terminal),
-            reply::Result::Empty(_) => Some(Self::Filter),
             reply::Result::Error(error) => Some(Self::Failed(error.clone().into())),
             _ => None,
         }
@@ -78,7 +73,6 @@ impl Report {
     fn send(self, to: &OwnedFd, descriptor: Option<&OwnedFd>) -> Result<()> {
         let result = match self {
             Self::Terminal => reply::Result::Exec(wire::ExecReply { pid: 0 }),
-            Self::Filter => reply::Result::Empty(wire::Empty {}),
             Self::Failed(fault) => reply::Result::Error(fault.into()),
         };
         let reply = Message::Reply(wire::Reply { id: 1, result: Some(result) });
@@ -103,7 +97,7 @@ fn join(entry: &Entry<'_>) -> Result<()> {
     let settings = Settings::read(entry.bundle)?;
     let mut process = settings.process;
     let capabilities = process.capabilities.take().unwrap_or_default();
-    let filter = settings.linux.seccomp.is_some().then(|| filter(entry)).transpose()?;
+    let filter = settings.linux.seccomp.is_some().then(|| filters::of_container(entry.bundle)).transpose()?;
     let profile = process.apparmor_profile.as_deref().map(Profile::open).transpose()?;
     sandbox::set_oom_score(entry.oom_score_adj).map_err(Fault::io("cannot set the process's oom score"))?;
     let last_capability = credentials::last_capability();
@@ -145,17 +139,7 @@ fn join(entry: &Entry<'_>) -> Result<()> {
 fn keep_only(entry: &Entry<'_>) -> Result<()> {
     let mut keep: Vec<RawFd> = vec![entry.target.as_raw_fd(), entry.report.as_raw_fd(), entry.supervisor.as_raw_fd()];
     keep.extend(entry.stdio.into_iter().flatten().map(AsRawFd::as_raw_fd));
-    keep.extend(entry.filter.map(AsRawFd::as_raw_fd));
     descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))
-}
-
-fn filter(entry: &Entry<'_>) -> Result<seccomp::Filter> {
-    if let Some(compiled) = entry.filter {
-        return seccomp::Filter::load(compiled);
-    }
-    let (filter, compiled) = seccomp::Filter::compile(entry.bundle)?;
-    Report::Filter.send(entry.report, Some(&compiled))?;
-    Ok(filter)
 }
 
 fn set_streams(entry: &Entry<'_>, owner: (Uid, Gid)) -> Result<()> {

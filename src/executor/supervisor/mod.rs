@@ -24,6 +24,7 @@
 
 mod adaptation;
 mod cgroup;
+mod confinement;
 mod connection;
 mod console;
 mod container;
@@ -34,6 +35,7 @@ mod dial;
 mod exec;
 mod exit;
 mod fault;
+mod filters;
 mod joining;
 mod log;
 mod network;

@@ -67,7 +67,7 @@ pub struct User {
 }
 
 /// `process.capabilities`; what is inherited is empty whatever the specification says.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Capabilities {
     /// The most that can ever be had.

@@ -20,6 +20,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use rustix::fs::{FileType, Gid, Uid};
 use rustix::process::Signal;
 
+use super::confinement::Confinement;
 use super::fault::{Fault, Result};
 use super::process_settings::{find_program, path_of};
 use super::{adaptation, console, sandbox, signals};
@@ -60,6 +61,8 @@ pub struct Order<'a> {
     pub start_report: &'a OwnedFd,
     /// To see whether the supervisor lives.
     pub supervisor: &'a OwnedFd,
+    /// Where compiled seccomp filters are kept; without a name: nowhere.
+    pub filters: &'a Path,
 }
 
 /// What was created.
@@ -78,14 +81,16 @@ pub struct Created {
 pub fn create(order: Order<'_>) -> Result<Created> {
     let path = order.bundle.join(SPEC_FILE);
     let mut spec = oci::Spec::load(&path).map_err(Fault::because(format!("cannot read {}", path.display())))?;
-    let not_enforced = adaptation::adapt(&mut spec, &order, &path)?;
+    let not_enforced = adaptation::adapt(&mut spec, &order)?;
+    let confinement = Confinement::take_from(&mut spec, order.filters, order.bundle)?;
     let owner = owner(&spec);
     order.stdio.map_or(Ok(()), |stdio| give_pipes_to(owner, stdio))?;
     let console = match order.stdio {
         Some(_) => None,
         None => Some(console::listen(order.bundle)?),
     };
-    let pid = build(&order, console.is_some())?;
+    write_spec(&mut spec, &order)?;
+    let pid = build(&order, console.is_some(), confinement)?;
     let terminal = console.map(|listener| console::receive(&listener, owner, order.bundle)).transpose()?;
     Ok(Created { pid, terminal, not_enforced, below_proc: below_proc(&spec) })
 }
@@ -103,10 +108,23 @@ fn below_proc(spec: &oci::Spec) -> Option<Vec<PathBuf>> {
     Some(places)
 }
 
-fn build(order: &Order<'_>, console: bool) -> Result<i32> {
-    let failed = |error: &dyn Error| Fault::new(wire::ErrorKind::Internal, chain(error));
+/// The runtime reads another specification than execs do: adapted, and without what this program does itself.
+fn write_spec(spec: &mut oci::Spec, order: &Order<'_>) -> Result<()> {
+    if let Some(root) = spec.root_mut() {
+        let path = order.bundle.join(root.path());
+        root.set_path(path);
+    }
+    let path = order.state.join(SPEC_FILE);
+    let failed = || format!("cannot write {}", path.display());
+    let bytes = serde_json::to_vec(spec).map_err(Fault::because(failed()))?;
     fs::create_dir_all(order.state).map_err(Fault::io("cannot make the runtime's directory"))?;
-    let program = Program { report: order.start_report.as_raw_fd(), supervisor: order.supervisor.as_raw_fd() };
+    fs::write(&path, bytes).map_err(Fault::io(failed()))
+}
+
+fn build(order: &Order<'_>, console: bool, confinement: Confinement) -> Result<i32> {
+    let failed = |error: &dyn Error| Fault::new(wire::ErrorKind::Internal, chain(error));
+    let (report, supervisor) = (order.start_report.as_raw_fd(), order.supervisor.as_raw_fd());
+    let program = Program { report, supervisor, confinement };
     let mut builder = ContainerBuilder::new(order.id.to_owned(), SyscallType::default())
         .with_root_path(order.state)
         .and_then(|builder| builder.with_pid_file(Some(order.bundle.join(PID_FILE))))
@@ -120,7 +138,7 @@ fn build(order: &Order<'_>, console: bool) -> Result<i32> {
         builder = builder.with_console_socket(Some(order.bundle.join(console::CONSOLE_SOCKET)));
     }
     let container =
-        builder.as_init(order.bundle).with_systemd(false).as_sibling(true).build().map_err(|error| failed(&error))?;
+        builder.as_init(order.state).with_systemd(false).as_sibling(true).build().map_err(|error| failed(&error))?;
     container.pid().map(nix::unistd::Pid::as_raw).ok_or_else(|| Fault::state("the container has no process"))
 }
 
@@ -169,11 +187,12 @@ fn chain(error: &dyn Error) -> String {
 }
 
 /// Turns the container's first process into its program. Runs in that process: inside the container's root, with its
-/// user, capabilities and filter.
+/// user; it completes the rest, see [`Confinement`].
 #[derive(Clone)]
 struct Program {
     report: RawFd,
     supervisor: RawFd,
+    confinement: Confinement,
 }
 
 impl Program {
@@ -198,7 +217,8 @@ impl Program {
 
 impl Executor for Program {
     fn validate(&self, spec: &oci::Spec) -> std::result::Result<(), ExecutorValidationError> {
-        let checked = self.die_with_supervisor().and_then(|()| program_of(spec).map(|_| ()));
+        let confined = self.confinement.begin().and_then(|()| self.die_with_supervisor());
+        let checked = confined.and_then(|()| program_of(spec).map(|_| ()));
         checked.map_err(|fault| {
             self.tell(&fault);
             ExecutorValidationError::ArgValidationError(fault.message)
@@ -211,9 +231,12 @@ impl Executor for Program {
     }
 
     fn exec(&self, spec: &oci::Spec) -> std::result::Result<(), ExecutorError> {
-        let fault = match program_of(spec) {
+        let ready = program_of(spec).and_then(|ready| {
+            let _ = signals::reset();
+            self.confinement.complete().map(|()| ready)
+        });
+        let fault = match ready {
             Ok((program, arguments, environment)) => {
-                let _ = signals::reset();
                 let Err(errno) = nix::unistd::execve(&program, &arguments, &environment);
                 let program = program.to_string_lossy();
                 Fault::image(format!("cannot execute {program:?} of the image: {}", io::Error::from(errno)))

@@ -1,76 +1,77 @@
-//! A container's seccomp filter for the processes exec'd in it. It is compiled by the first exec, which passes the program
-//! on; later ones only load it (compiling costs more than the rest of an exec).
-//!
-//! A compiled filter is a memory file: the flags for the kernel (8 bytes), then the program as `sys::filter` has it.
+//! A container's seccomp profile as a program for the kernel. Compiling costs more than all the rest of a container's
+//! creation: it is done once for a profile, see `filters.rs`.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io::{Read, Seek};
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use rustix::fs::MemfdFlags;
+use sha2::{Digest, Sha256};
 
 use super::fault::{Fault, Result};
-use super::runtime::{SPEC_FILE, oci};
+use super::runtime::oci;
 use crate::sys::filter;
 
-/// Bytes of the flags.
+/// Bytes of the checksum with which a stored filter begins.
+const SUM_BYTES: usize = 32;
+/// Bytes of the flags that follow; the rest is the program as `sys::filter` has it.
 const FLAG_BYTES: usize = 8;
-/// Longest compiled filter: the kernel's own limit of 4096 instructions of 8 bytes.
-const FILTER_LIMIT_BYTES: u64 = FLAG_BYTES as u64 + 4096 * 8;
+/// Longest stored filter: the kernel's own limit is 4096 instructions of 8 bytes.
+pub const STORED_LIMIT_BYTES: u64 = (SUM_BYTES + FLAG_BYTES) as u64 + 4096 * 8;
 /// SECCOMP_FILTER_FLAG_LOG and _SPEC_ALLOW of linux/seccomp.h.
 const FLAG_LOG: u64 = 1 << 1;
 const FLAG_SPEC_ALLOW: u64 = 1 << 2;
 
 /// A compiled filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     flags: u64,
     program: Vec<u8>,
 }
 
 impl Filter {
-    /// Of the container in `bundle`; also as a memory file.
-    pub fn compile(bundle: &Path) -> Result<(Self, OwnedFd)> {
-        let spec =
-            oci::Spec::load(bundle.join(SPEC_FILE)).map_err(Fault::because("cannot read the container's spec"))?;
-        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        let profile = profile.ok_or_else(|| Fault::state("the container has no seccomp filter"))?;
+    /// Of a profile.
+    pub fn compile(profile: &oci::LinuxSeccomp) -> Result<Self> {
+        let failed = "cannot compile the container's seccomp filter";
         let memory = rustix::fs::memfd_create("cricket-seccomp", MemfdFlags::CLOEXEC)
             .map_err(Fault::io("cannot make a memory file"))?;
         let mut file = File::from(memory);
-        let failed = Fault::because("cannot compile the container's seccomp filter");
-        if let Err(error) = file.write_all(&flags(profile).to_ne_bytes()) {
-            return Err(failed(error.to_string()));
+        context(profile).and_then(|context| context.export_bpf(&file)).map_err(Fault::because(failed))?;
+        let mut program = Vec::new();
+        file.rewind().and_then(|()| file.read_to_end(&mut program)).map_err(Fault::io(failed))?;
+        if program.is_empty() {
+            return Err(Fault::state(failed));
         }
-        if let Err(error) = context(profile).and_then(|context| context.export_bpf(&file)) {
-            return Err(failed(error.to_string()));
-        }
-        let memory = OwnedFd::from(file);
-        Ok((Self::load(&memory)?, memory))
+        Ok(Self { flags: flags(profile), program })
     }
 
-    /// From a memory file. Several processes may read it at a time: they share its position, so that is not used.
-    pub fn load(memory: &OwnedFd) -> Result<Self> {
-        let failed = "cannot read the compiled seccomp filter";
-        let file = File::from(memory.try_clone().map_err(Fault::io(failed))?);
-        let length = file.metadata().map_err(Fault::io(failed))?.len();
-        if length > FILTER_LIMIT_BYTES {
-            return Err(Fault::state(failed));
-        }
-        let mut program = vec![0; length as usize];
-        file.read_exact_at(&mut program, 0).map_err(Fault::io(failed))?;
-        let Some((flags, instructions)) = program.split_first_chunk::<FLAG_BYTES>() else {
-            return Err(Fault::state(failed));
-        };
-        Ok(Self { flags: u64::from_ne_bytes(*flags), program: instructions.to_vec() })
+    /// As it is stored.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let body = [&self.flags.to_ne_bytes()[..], &self.program].concat();
+        [&Sha256::digest(&body)[..], &body].concat()
+    }
+
+    /// From what is stored; `None`: it is damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (sum, body) = bytes.split_first_chunk::<SUM_BYTES>()?;
+        let (flags, program) = body.split_first_chunk::<FLAG_BYTES>()?;
+        let whole = !program.is_empty() && Sha256::digest(body)[..] == sum[..];
+        whole.then(|| Self { flags: u64::from_ne_bytes(*flags), program: program.to_vec() })
     }
 
     /// Holds this process and all that come from it to the filter.
     pub fn install(&self) -> Result<()> {
         filter::install(&self.program, self.flags).map_err(Fault::io("cannot install the container's seccomp filter"))
     }
+}
+
+/// Whether somebody outside the container is to decide on some of its calls: libcontainer makes such a filter, for its
+/// descriptor has to be passed on.
+pub fn has_listener(profile: &oci::LinuxSeccomp) -> bool {
+    let notify = |action| action == oci::LinuxSeccompAction::ScmpActNotify;
+    profile.listener_path().is_some()
+        || notify(profile.default_action())
+        || profile.syscalls().iter().flatten().any(|rule| notify(rule.action()))
 }
 
 fn flags(profile: &oci::LinuxSeccomp) -> u64 {
@@ -169,20 +170,30 @@ fn arch(arch: oci::Arch) -> Option<ScmpArch> {
 mod tests {
     use super::*;
 
+    fn profile(call: &str, action: &str) -> oci::LinuxSeccomp {
+        let text = format!(
+            r#"{{"defaultAction":"SCMP_ACT_ERRNO","flags":["SECCOMP_FILTER_FLAG_LOG"],"architectures":["SCMP_ARCH_X86_64"],
+            "syscalls":[{{"names":["{call}","no_such_call"],"action":"{action}"}}]}}"#
+        );
+        serde_json::from_str(&text).expect("a profile")
+    }
+
     #[test]
-    fn a_filter_is_compiled_once_and_loaded_by_others() {
-        let bundle = std::env::temp_dir().join(format!("cricket-seccomp-{}", std::process::id()));
-        std::fs::create_dir_all(&bundle).expect("a directory");
-        let spec = r#"{"ociVersion":"1.2.0","root":{"path":"rootfs"},"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ERRNO",
-            "flags":["SECCOMP_FILTER_FLAG_LOG"],"architectures":["SCMP_ARCH_X86_64"],
-            "syscalls":[{"names":["read","no_such_call"],"action":"SCMP_ACT_ALLOW"}]}}}"#;
-        std::fs::write(bundle.join(SPEC_FILE), spec).expect("written");
-        let (filter, memory) = Filter::compile(&bundle).expect("compiled");
-        std::fs::remove_dir_all(bundle).expect("removed");
+    fn a_filter_survives_storage_and_a_damaged_one_is_noticed() {
+        let filter = Filter::compile(&profile("read", "SCMP_ACT_ALLOW")).expect("compiled");
         assert_eq!(filter.flags, FLAG_LOG);
-        assert!(!filter.program.is_empty() && filter.program.len().is_multiple_of(8));
-        for _ in 0..2 {
-            assert_eq!(Filter::load(&memory).expect("loaded").program, filter.program);
-        }
+        assert!(filter.program.len().is_multiple_of(8));
+        let mut stored = filter.to_bytes();
+        assert_eq!(Filter::from_bytes(&stored), Some(filter));
+        assert_eq!(Filter::from_bytes(&stored[..stored.len() - 8]), None);
+        assert_eq!(Filter::from_bytes(&[]), None);
+        *stored.last_mut().expect("not empty") ^= 1;
+        assert_eq!(Filter::from_bytes(&stored), None);
+    }
+
+    #[test]
+    fn a_profile_with_a_listener_is_known() {
+        assert!(has_listener(&profile("read", "SCMP_ACT_NOTIFY")));
+        assert!(!has_listener(&profile("read", "SCMP_ACT_ALLOW")));
     }
 }

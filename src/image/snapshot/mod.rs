@@ -40,6 +40,11 @@ const TEMPORARY_PREFIX: &str = ".temporary-";
 const KEY_LIMIT_CHARS: usize = 128;
 /// How long a measured usage is repeated.
 const USAGE_LIFETIME: Duration = Duration::from_secs(15);
+/// A measurement in the background that took longer than this is followed by a rest of so many times as long: large trees
+/// cost a tenth of a processor at most.
+const MEASURE_NOTICEABLE: Duration = Duration::from_millis(2);
+const MEASURE_REST: u32 = 9;
+const MEASURE_REST_LONGEST: Duration = Duration::from_secs(60);
 
 /// `snapshot.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -286,6 +291,11 @@ impl Snapshots {
         Ok(usage)
     }
 
+    /// How long ago it was measured what the container wrote, and how much it was; does not block.
+    pub fn measured(&self, key: &str) -> Option<(Duration, Usage)> {
+        self.usages().get(key).map(|(at, usage)| (at.elapsed(), *usage))
+    }
+
     /// Of all snapshots, as last measured; does not block. What is out of date is measured anew in the background.
     pub fn total(&self) -> Usage {
         let mut total = Usage::default();
@@ -293,19 +303,28 @@ impl Snapshots {
             total.bytes += usage.bytes;
             total.inodes += usage.inodes;
         }
+        self.measure_again();
+        total
+    }
+
+    /// In the background, one after the other, and at rest for most of the time; what is fresh is left.
+    pub fn measure_again(&self) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && !self.shared.measuring.swap(true, Ordering::AcqRel)
         {
             let snapshots = self.clone();
             runtime.spawn_blocking(move || {
                 for key in snapshots.keys().unwrap_or_default() {
+                    let begun = Instant::now();
                     // One that goes meanwhile has no usage.
                     let _ = snapshots.usage(&key);
+                    if begun.elapsed() > MEASURE_NOTICEABLE {
+                        std::thread::sleep((begun.elapsed() * MEASURE_REST).min(MEASURE_REST_LONGEST));
+                    }
                 }
                 snapshots.shared.measuring.store(false, Ordering::Release);
             });
         }
-        total
     }
 
     /// The path of what was written, for a usage's mountpoint.

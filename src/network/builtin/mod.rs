@@ -2,8 +2,10 @@
 
 mod nftables;
 mod route;
+mod rules;
 mod thread;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -13,11 +15,13 @@ use nix::sched::{CloneFlags, setns};
 use crate::store::PodId;
 
 use super::pool::Pool;
-use super::{Cidr, NetworkError, PodNetwork};
+use super::ports::{PortMapping, RETURNING_MARK};
+use super::{Cidr, NetworkError, NetworkOptions, PodNetwork};
 
 pub use thread::BuiltinThread;
 
-use route::RouteSocket;
+use route::{Ends, RouteSocket};
+use rules::{PodRules, Rules};
 
 /// Name of the bridge in the node's network namespace.
 const BRIDGE: &str = "cricket0";
@@ -28,6 +32,16 @@ const POD_INTERFACE: &str = "eth0";
 /// Digits of the pod's id in the name of the interface at the bridge: with the prefix, what the kernel allows.
 const NAME_DIGITS: usize = 13;
 
+/// Begins the name of each pod's interface at the bridge.
+const NAME_PREFIX: &str = "ck";
+
+/// First bytes of our MAC addresses, of the locally administered kind; an IPv4 address follows, so that a neighbour's
+/// memory of an address is right for the next pod that has it.
+const MAC_PREFIX: [u8; 2] = [0x0a, 0x58];
+
+/// Where what is marked as returning to the forwarder is looked up: everything there is local.
+const RETURNING_TABLE: u32 = 0x434b;
+
 /// Lives in the network thread, in the node's network namespace.
 #[derive(Debug)]
 pub struct Builtin {
@@ -36,24 +50,45 @@ pub struct Builtin {
     bridge: u32,
     cidrs: Vec<Cidr>,
     pool: Pool,
+    rules: Rules,
+    pods: HashMap<PodId, PodRules>,
+    /// Of pods' interfaces where no uplink says another.
+    mtu: Option<u32>,
 }
 
 fn node_interface(pod: &PodId) -> String {
-    format!("ck{}", &pod.as_str()[..NAME_DIGITS])
+    format!("{NAME_PREFIX}{}", &pod.as_str()[..NAME_DIGITS])
 }
 
 fn enter(namespace: &OwnedFd) -> io::Result<()> {
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 
+/// Of the interface that has these addresses.
+fn hardware_address(addresses: &[IpAddr]) -> Option<[u8; 6]> {
+    let end = match addresses.first()? {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(address) => *address.octets().last_chunk()?,
+    };
+    Some([MAC_PREFIX[0], MAC_PREFIX[1], end[0], end[1], end[2], end[3]])
+}
+
 impl Builtin {
     /// Joins the node's network namespace with this thread, for good.
-    pub fn start(node: OwnedFd, cidrs: Vec<Cidr>) -> Result<Self, NetworkError> {
+    pub fn start(options: NetworkOptions) -> Result<Self, NetworkError> {
+        let NetworkOptions { node, cidrs, mtu, forwarded } = options;
         enter(&node).map_err(NetworkError::kernel("join the node's network namespace"))?;
         let mut route = RouteSocket::open().map_err(NetworkError::kernel("open a netlink socket"))?;
-        let bridge = route.ensure_bridge(BRIDGE).map_err(NetworkError::kernel(format!("make the bridge {BRIDGE}")))?;
-        let mut network = Self { node, route, bridge, cidrs: Vec::new(), pool: Pool::default() };
+        let own = cidrs.first().and_then(|cidr| hardware_address(&[cidr.gateway()]));
+        let bridge =
+            route.ensure_bridge(BRIDGE, own).map_err(NetworkError::kernel(format!("make the bridge {BRIDGE}")))?;
+        let (rules, pods) = (Rules::new(BRIDGE), HashMap::new());
+        let mut network = Self { node, route, bridge, cidrs: Vec::new(), pool: Pool::default(), rules, pods, mtu };
         network.forward()?;
+        if forwarded {
+            let routed = network.route.local_by_mark(RETURNING_MARK, RETURNING_TABLE);
+            routed.map_err(NetworkError::kernel("route what returns to the forwarder of host ports"))?;
+        }
         network.change_ranges(cidrs)?;
         Ok(network)
     }
@@ -78,30 +113,45 @@ impl Builtin {
                 .add_address(self.bridge, cidr.gateway(), cidr.bits())
                 .map_err(NetworkError::kernel(format!("give the bridge {BRIDGE} the address {}", cidr.gateway())))?;
         }
-        nftables::masquerade(BRIDGE, &cidrs).map_err(NetworkError::kernel("write the masquerade rules (nftables)"))?;
+        self.rules.set_ranges(cidrs.clone()).map_err(rules_failed)?;
         self.cidrs = cidrs;
         Ok(())
     }
 
-    /// Gives the pod an interface `eth0` in `namespace`, addresses and default routes. After an error nothing is left.
-    pub fn set_up(&mut self, pod: &PodId, namespace: &OwnedFd) -> Result<PodNetwork, NetworkError> {
+    /// Gives the pod an interface `eth0` in `namespace`, addresses, default routes, and its host ports on the node's
+    /// addresses. After an error nothing is left.
+    pub fn set_up(
+        &mut self,
+        pod: &PodId,
+        namespace: &OwnedFd,
+        ports: &[PortMapping],
+    ) -> Result<PodNetwork, NetworkError> {
         let addresses = self.pool.take(pod, &self.cidrs)?;
-        let result = self.connect(pod, namespace, &addresses);
+        let hardware_address = hardware_address(&addresses);
+        let interface = node_interface(pod);
+        let rules = PodRules { interface, hardware_address, addresses: addresses.clone(), ports: ports.to_vec() };
+        let result = self.connect(pod, namespace, &rules);
         if result.is_err() {
             let _ = self.tear_down(pod);
         }
         result?;
-        Ok(PodNetwork { interface: POD_INTERFACE.to_owned(), node_interface: node_interface(pod), addresses })
+        let node_interface = rules.interface;
+        Ok(PodNetwork { interface: POD_INTERFACE.to_owned(), node_interface, addresses, hardware_address })
     }
 
-    fn connect(&mut self, pod: &PodId, namespace: &OwnedFd, addresses: &[IpAddr]) -> Result<(), NetworkError> {
-        let name = node_interface(pod);
-        self.route
-            .add_veth(&name, self.bridge, POD_INTERFACE, namespace)
-            .map_err(NetworkError::kernel(format!("make the interface {name}")))?;
+    fn connect(&mut self, pod: &PodId, namespace: &OwnedFd, rules: &PodRules) -> Result<(), NetworkError> {
+        // The rules are there before the interface is.
+        self.rules.add(pod, rules).map_err(rules_failed)?;
+        self.pods.insert(pod.clone(), rules.clone());
+        let mtu = self.route.uplink_mtu().ok().flatten().or(self.mtu);
+        let name = &rules.interface;
+        let ends =
+            Ends { name, bridge: self.bridge, inside: POD_INTERFACE, hardware_address: rules.hardware_address, mtu };
+        let made = self.route.add_veth(&ends, namespace);
+        made.map_err(NetworkError::kernel(format!("make the interface {name}")))?;
         let mut inside =
             self.socket_in(namespace).map_err(NetworkError::kernel("enter the pod's network namespace"))?;
-        let links: Vec<_> = addresses.iter().zip(&self.cidrs).map(|(a, c)| (*a, c.bits(), c.gateway())).collect();
+        let links: Vec<_> = rules.addresses.iter().zip(&self.cidrs).map(|(a, c)| (*a, c.bits(), c.gateway())).collect();
         inside.configure(POD_INTERFACE, &links).map_err(NetworkError::kernel(format!("configure {POD_INTERFACE}")))
     }
 
@@ -113,15 +163,45 @@ impl Builtin {
         socket
     }
 
-    /// Takes note of the addresses of a pod of an earlier daemon.
-    pub fn adopt(&mut self, pod: &PodId, addresses: &[IpAddr]) {
-        self.pool.adopt(pod, addresses);
+    /// Takes note of what a pod of an earlier daemon has.
+    pub fn adopt(&mut self, pod: &PodId, network: &PodNetwork, ports: &[PortMapping]) {
+        self.pool.adopt(pod, &network.addresses);
+        let rules = PodRules {
+            interface: network.node_interface.clone(),
+            hardware_address: network.hardware_address,
+            addresses: network.addresses.clone(),
+            ports: ports.to_vec(),
+        };
+        self.rules.adopt(pod, &rules);
+        self.pods.insert(pod.clone(), rules);
+    }
+
+    /// All pods of an earlier daemon are adopted: what belongs to none of them is removed.
+    pub fn settle(&mut self) -> Result<(), NetworkError> {
+        self.rules.write().map_err(rules_failed)?;
+        let failed = || NetworkError::kernel(format!("look for what earlier pods left at the bridge {BRIDGE}"));
+        for name in self.route.ports_of(self.bridge).map_err(failed())? {
+            let is_known = self.pods.values().any(|pod| pod.interface == name);
+            if name.starts_with(NAME_PREFIX) && !is_known {
+                tracing::warn!(name, "an interface that no pod is behind is removed");
+                self.route.remove_link(&name).map_err(failed())?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the pod's interface and frees its addresses. What is gone already is fine.
     pub fn tear_down(&mut self, pod: &PodId) -> Result<(), NetworkError> {
         self.pool.release(pod);
+        self.pods.remove(pod);
+        let ruled = self.rules.remove(pod).map_err(rules_failed);
         let name = node_interface(pod);
-        self.route.remove_link(&name).map_err(NetworkError::kernel(format!("remove the interface {name}")))
+        let removed =
+            self.route.remove_link(&name).map_err(NetworkError::kernel(format!("remove the interface {name}")));
+        ruled.and(removed)
     }
+}
+
+fn rules_failed(error: io::Error) -> NetworkError {
+    NetworkError::kernel("write the rules of the node's network (nftables)")(error)
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
@@ -15,6 +15,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -22,6 +23,25 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 const ANSWER_BYTES: usize = 32 << 10;
 
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+/// Addresses of no machine (RFC 5737, RFC 3849): what leads there is the way to the rest of the world.
+const ELSEWHERE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+
+/// A pod's pair of interfaces.
+#[derive(Debug)]
+pub struct Ends<'a> {
+    /// At the bridge.
+    pub name: &'a str,
+    /// Index of the bridge.
+    pub bridge: u32,
+    /// In the pod.
+    pub inside: &'a str,
+    /// Of the end in the pod.
+    pub hardware_address: Option<[u8; 6]>,
+    /// Of both; none: the kernel's choice.
+    pub mtu: Option<u32>,
+}
 
 /// A netlink socket of the namespace in which it was opened.
 #[derive(Debug)]
@@ -112,11 +132,13 @@ impl RouteSocket {
         Err(io::Error::other("the kernel did not answer"))
     }
 
-    /// Makes the bridge unless it is there; answers its index.
-    pub fn ensure_bridge(&mut self, name: &str) -> io::Result<u32> {
+    /// Makes the bridge unless it is there; answers its index. With an address of its own it does not change to that
+    /// of the pod that has the lowest.
+    pub fn ensure_bridge(&mut self, name: &str, hardware_address: Option<[u8; 6]>) -> io::Result<u32> {
         if self.link_index(name)?.is_none() {
             let mut link = LinkMessage::default();
             link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+            link.attributes.extend(hardware_address.map(|mac| LinkAttribute::Address(mac.to_vec())));
             link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
             up(&mut link);
             self.batch(vec![(RouteNetlinkMessage::NewLink(link), CREATE)])?;
@@ -129,33 +151,118 @@ impl RouteSocket {
         self.batch(vec![(address_message(link, address, bits), NLM_F_CREATE | NLM_F_REPLACE)])
     }
 
-    /// A pair: one end at the bridge, the other named `inside` in `namespace`.
-    pub fn add_veth(&mut self, name: &str, bridge: u32, inside: &str, namespace: &OwnedFd) -> io::Result<()> {
+    /// A pair: one end at the bridge, the other in `namespace`.
+    pub fn add_veth(&mut self, ends: &Ends<'_>, namespace: &OwnedFd) -> io::Result<()> {
+        let mtu = || ends.mtu.map(LinkAttribute::Mtu);
         let mut peer = LinkMessage::default();
-        peer.attributes.push(LinkAttribute::IfName(inside.to_owned()));
+        peer.attributes.push(LinkAttribute::IfName(ends.inside.to_owned()));
         peer.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        peer.attributes.extend(ends.hardware_address.map(|mac| LinkAttribute::Address(mac.to_vec())));
+        peer.attributes.extend(mtu());
         let mut link = LinkMessage::default();
-        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        link.attributes.push(LinkAttribute::Controller(bridge));
+        link.attributes.push(LinkAttribute::IfName(ends.name.to_owned()));
+        link.attributes.push(LinkAttribute::Controller(ends.bridge));
         link.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
+        link.attributes.extend(mtu());
         up(&mut link);
-        self.batch(vec![(RouteNetlinkMessage::NewLink(link), CREATE)])?;
-        self.hairpin(name)
+        let messages = vec![(RouteNetlinkMessage::NewLink(link), CREATE), (hairpin(ends.name), 0)];
+        self.batch(messages)
     }
 
-    /// A pod that dials its own service comes back through the port it left by.
-    fn hairpin(&mut self, name: &str) -> io::Result<()> {
-        let index = self.link_index(name)?.ok_or(io::ErrorKind::NotFound)?;
-        let mut port = LinkMessage::default();
-        port.header.index = index;
-        port.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
-        ]));
-        self.batch(vec![(RouteNetlinkMessage::NewLink(port), 0)])
+    /// Of the link by which the rest of the world is reached; none when nothing leads there.
+    pub fn uplink_mtu(&mut self) -> io::Result<Option<u32>> {
+        for address in ELSEWHERE {
+            let Some(index) = self.route_to(address)? else { continue };
+            let mut link = LinkMessage::default();
+            link.header.index = index;
+            let bytes = self.serialize(RouteNetlinkMessage::GetLink(link), 0);
+            self.socket.send(&bytes, 0)?;
+            for payload in self.receive()? {
+                if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = payload {
+                    let mtu = |attribute: &LinkAttribute| match attribute {
+                        LinkAttribute::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    };
+                    return Ok(link.attributes.iter().find_map(mtu));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Index of the link by which `address` is reached.
+    fn route_to(&mut self, address: IpAddr) -> io::Result<Option<u32>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+        let bytes = self.serialize(RouteNetlinkMessage::GetRoute(message), 0);
+        self.socket.send(&bytes, 0)?;
+        let out = |attribute: &RouteAttribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        };
+        Ok(self.receive()?.iter().find_map(|payload| match payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => route.attributes.iter().find_map(out),
+            _ => None,
+        }))
+    }
+
+    /// Names of the links that are ports of a bridge.
+    pub fn ports_of(&mut self, bridge: u32) -> io::Result<Vec<String>> {
+        let mut link = LinkMessage::default();
+        // Only those of the bridge are told.
+        link.attributes.push(LinkAttribute::Controller(bridge));
+        let bytes = self.serialize(RouteNetlinkMessage::GetLink(link), NLM_F_DUMP);
+        self.socket.send(&bytes, 0)?;
+        let mut names = Vec::new();
+        loop {
+            for payload in self.receive()? {
+                match payload {
+                    NetlinkPayload::Done(_) => return Ok(names),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                        let is_port = link.attributes.contains(&LinkAttribute::Controller(bridge));
+                        names.extend(link.attributes.into_iter().filter(|_| is_port).find_map(|a| match a {
+                            LinkAttribute::IfName(name) => Some(name),
+                            _ => None,
+                        }));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Whatever bears `mark` is for this network namespace itself, whatever its address.
+    pub fn local_by_mark(&mut self, mark: u32, table: u32) -> io::Result<()> {
+        let loopback = self.link_index("lo")?.ok_or(io::ErrorKind::NotFound)?;
+        for address in ELSEWHERE {
+            let mut rule = RuleMessage::default();
+            rule.header.family = family(address);
+            rule.header.action = RuleAction::ToTable;
+            rule.attributes.push(RuleAttribute::FwMark(mark));
+            rule.attributes.push(RuleAttribute::Table(table));
+            let mut route = RouteMessage::default();
+            route.header.address_family = family(address);
+            route.header.protocol = RouteProtocol::Static;
+            route.header.scope = RouteScope::Host;
+            route.header.kind = RouteType::Local;
+            route.attributes.push(RouteAttribute::Table(table));
+            route.attributes.push(RouteAttribute::Oif(loopback));
+            for message in [RouteNetlinkMessage::NewRule(rule), RouteNetlinkMessage::NewRoute(route)] {
+                match self.batch(vec![(message, CREATE)]) {
+                    Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                    // A machine without IPv6.
+                    Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.is_ipv6() => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Brings a link up with addresses (address, prefix length, gateway of the default route).
@@ -183,6 +290,17 @@ impl RouteSocket {
             other => other,
         }
     }
+}
+
+/// A pod that dials its own service comes back through the port it left by.
+fn hairpin(name: &str) -> RouteNetlinkMessage {
+    let mut port = LinkMessage::default();
+    port.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    port.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+    ]));
+    RouteNetlinkMessage::NewLink(port)
 }
 
 fn up(link: &mut LinkMessage) {

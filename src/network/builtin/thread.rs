@@ -1,13 +1,13 @@
 //! The thread in which the built-in network lives, and the handle by which the daemon's tasks reach it.
 
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
 use super::Builtin;
-use crate::network::{Cidr, NetworkError, PodNetwork};
+use crate::network::ports::PortMapping;
+use crate::network::{Cidr, NetworkError, NetworkOptions, PodNetwork};
 use crate::store::PodId;
 
 type Job = Box<dyn FnOnce(&mut Builtin) + Send>;
@@ -19,13 +19,13 @@ pub struct BuiltinThread {
 }
 
 impl BuiltinThread {
-    /// Makes the bridge and the rules where they are not there yet, in `node`, the node's network namespace.
-    pub async fn start(node: OwnedFd, cidrs: Vec<Cidr>) -> Result<Self, NetworkError> {
+    /// Makes the bridge and the rules where they are not there yet.
+    pub async fn start(options: NetworkOptions) -> Result<Self, NetworkError> {
         let (jobs, todo) = mpsc::channel::<Job>();
         let (started, outcome) = oneshot::channel();
         std::thread::Builder::new()
             .name("network".to_owned())
-            .spawn(move || match Builtin::start(node, cidrs) {
+            .spawn(move || match Builtin::start(options) {
                 Ok(mut network) => {
                     let _ = started.send(Ok(()));
                     while let Ok(job) = todo.recv() {
@@ -54,15 +54,25 @@ impl BuiltinThread {
     }
 
     /// See [`Builtin::set_up`].
-    pub async fn set_up(&self, pod: &PodId, namespace: OwnedFd) -> Result<PodNetwork, NetworkError> {
+    pub async fn set_up(
+        &self,
+        pod: &PodId,
+        namespace: OwnedFd,
+        ports: Vec<PortMapping>,
+    ) -> Result<PodNetwork, NetworkError> {
         let pod = pod.clone();
-        self.run(move |network| network.set_up(&pod, &namespace)).await?
+        self.run(move |network| network.set_up(&pod, &namespace, &ports)).await?
     }
 
     /// See [`Builtin::adopt`].
-    pub async fn adopt(&self, pod: &PodId, addresses: &[IpAddr]) -> Result<(), NetworkError> {
-        let (pod, addresses) = (pod.clone(), addresses.to_vec());
-        self.run(move |network| network.adopt(&pod, &addresses)).await
+    pub async fn adopt(&self, pod: &PodId, had: &PodNetwork, ports: Vec<PortMapping>) -> Result<(), NetworkError> {
+        let (pod, had) = (pod.clone(), had.clone());
+        self.run(move |network| network.adopt(&pod, &had, &ports)).await
+    }
+
+    /// See [`Builtin::settle`].
+    pub async fn settle(&self) -> Result<(), NetworkError> {
+        self.run(move |network| network.settle()).await?
     }
 
     /// See [`Builtin::tear_down`].

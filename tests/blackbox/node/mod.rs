@@ -159,6 +159,17 @@ impl Node {
         command
     }
 
+    /// What makes commands that run inside this node; it may outlive the borrow of the node.
+    pub fn enter(&self) -> Box<dyn Fn(&[&str]) -> Command> {
+        let (root, state) = (self.root(), self.dir.join("run"));
+        Box::new(move |arguments| {
+            let mut command = Command::new(cricket_binary());
+            command.arg("enter").arg("--").args(arguments);
+            command.env("CRICKET_ROOT", &root).env("CRICKET_STATE", &state);
+            command
+        })
+    }
+
     /// Kubernetes' own command line, pointed at this node.
     pub fn crictl<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
         let endpoint = format!("unix://{}", self.socket().display());

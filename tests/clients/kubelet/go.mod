@@ -3,7 +3,11 @@ module cricket.local/kubelet
 
 go 1.26.0
 
-require k8s.io/kubernetes v1.36.0
+require (
+	k8s.io/api v0.36.0
+	k8s.io/client-go v0.36.0
+	k8s.io/kubernetes v1.36.0
+)
 
 require (
 	cel.dev/expr v0.25.1 // indirect
@@ -115,11 +119,9 @@ require (
 	gopkg.in/inf.v0 v0.9.1 // indirect
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
-	k8s.io/api v0.36.0 // indirect
 	k8s.io/apiextensions-apiserver v0.0.0 // indirect
 	k8s.io/apimachinery v0.36.0 // indirect
 	k8s.io/apiserver v0.36.0 // indirect
-	k8s.io/client-go v0.36.0 // indirect
 	k8s.io/cloud-provider v0.0.0 // indirect
 	k8s.io/component-base v0.36.0 // indirect
 	k8s.io/component-helpers v0.36.0 // indirect

@@ -1,0 +1,85 @@
+//! The pod that the kubelet is given: an init container, a server with every probe and hook, one that crashes, one that
+//! writes a log to be rotated, one that listens to its input.
+
+use serde_json::{Value, json};
+
+use super::kubelet::HOST;
+use crate::node::Node;
+
+/// Its name, with the kubelet's own part.
+pub const POD: &str = "web-standalone";
+pub const SERVER: &str = "server";
+pub const CRASHER: &str = "crasher";
+pub const WRITER: &str = "writer";
+pub const TALKER: &str = "talker";
+/// What the server answers; the init container wrote it.
+pub const PAGE: &str = "written by the init container";
+
+const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+
+/// The whole manifest.
+pub fn pod(node: &Node) -> Value {
+    assert_eq!(POD, format!("web-{HOST}"));
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "web", "namespace": "default", "labels": { "app": "web" } },
+        "spec": {
+            "terminationGracePeriodSeconds": 5,
+            "initContainers": [shell("init", &format!("echo {PAGE} > /work/index.html"))],
+            "containers": [
+                server(),
+                shell(CRASHER, "echo about to crash; exit 3"),
+                shell(WRITER, "i=0; while :; do i=$((i+1)); echo line $i; usleep 5000; done"),
+                talker(),
+            ],
+            "volumes": [
+                { "name": "work", "emptyDir": {} },
+                { "name": "memory", "emptyDir": { "medium": "Memory" } },
+                { "name": "shared", "hostPath": { "path": node.dir.join("shared"), "type": "Directory" } },
+                { "name": "info", "projected": { "sources": [{ "downwardAPI": { "items": [
+                    { "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } },
+                ] } }] } },
+            ],
+        },
+    })
+}
+
+/// The numbers of the writer's lines in one file of its log.
+pub fn numbers(log: &str) -> Vec<u64> {
+    log.lines().filter_map(|line| line.rsplit_once("line ")?.1.parse().ok()).collect()
+}
+
+fn server() -> Value {
+    let mut server = shell(SERVER, "httpd -f -p 8080 -h /work");
+    server["startupProbe"] = json!({ "tcpSocket": { "port": 8080 }, "periodSeconds": 1, "failureThreshold": 60 });
+    server["readinessProbe"] = json!({ "httpGet": { "port": 8080, "path": "/index.html" }, "periodSeconds": 1 });
+    server["livenessProbe"] = json!({ "exec": { "command": ["cat", "/memory/started"] }, "periodSeconds": 1 });
+    server["lifecycle"] = json!({
+        "postStart": { "exec": { "command": ["sh", "-c", "echo yes > /memory/started"] } },
+        "preStop": { "exec": { "command": ["sh", "-c", "echo bye > /shared/farewell"] } },
+    });
+    server
+}
+
+fn talker() -> Value {
+    let mut talker = shell(TALKER, "while read word; do echo you said $word; done");
+    talker["stdin"] = json!(true);
+    talker["stdinOnce"] = json!(true);
+    talker
+}
+
+fn shell(name: &str, script: &str) -> Value {
+    json!({
+        "name": name,
+        "image": IMAGE,
+        "imagePullPolicy": "Never",
+        "command": ["sh", "-c", script],
+        "volumeMounts": [
+            { "name": "work", "mountPath": "/work" },
+            { "name": "memory", "mountPath": "/memory" },
+            { "name": "shared", "mountPath": "/shared" },
+            { "name": "info", "mountPath": "/info" },
+        ],
+    })
+}

@@ -1,0 +1,115 @@
+//! A real kubelet, standalone and rootless, with cricket as its runtime: static pods through their whole life.
+//!
+//! `scripts/test kubelet` builds the kubelet and runs these; elsewhere they are skipped.
+
+mod kubelet;
+mod manifests;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::node::{Node, eventually_async, succeed, text};
+
+use kubelet::{Kubelet, State};
+use manifests::{CRASHER, PAGE, POD, SERVER, TALKER, WRITER};
+
+#[tokio::test]
+#[ignore = "needs a kubelet: scripts/test kubelet"]
+async fn a_kubelet_runs_static_pods_and_neither_restart_restarts_them() {
+    let mut node = Node::start().await;
+    node.load("busybox");
+    let mut kubelet = Kubelet::start(&node);
+    kubelet.place(&manifests::pod(&node));
+
+    let running = kubelet.until("the pod is ready", |pod| pod.container(SERVER).is_ready.then(|| pod.clone())).await;
+    assert!(running.init_containers_succeeded, "{running:?}");
+    kubelet.until("the one that crashes is held back", |pod| pod.container(CRASHER).is_held_back.then_some(())).await;
+    answers(&kubelet).await;
+    sessions(&kubelet);
+    logs_are_rotated(&kubelet).await;
+
+    // Neither restart is seen by the pod.
+    let before = running.container(SERVER).id.clone();
+    node.kill_daemon();
+    node.serve();
+    node.wait_until_ready().await;
+    kubelet.until("the daemon is found again", |pod| pod.container(SERVER).is_ready.then_some(())).await;
+    kubelet.restart();
+    let after = kubelet.until("the kubelet is there again", |pod| pod.container(SERVER).is_ready.then(|| pod.clone()));
+    let after = after.await;
+    assert_eq!((&after.container(SERVER).id, after.container(SERVER).restarts), (&before, 0));
+    assert_eq!(after.container(WRITER).restarts, 0);
+
+    kubelet.take_away();
+    let farewell = node.dir.join("shared/farewell");
+    eventually_async("the hook before the end has run", async || farewell.exists().then_some(())).await;
+    eventually_async("the pod is gone", async || kubelet.pods().is_empty().then_some(())).await;
+    kubelet.stop();
+    node.stop_and_account().await;
+}
+
+/// The kubelet's HTTP interface: pods' addresses, commands, logs.
+async fn answers(kubelet: &Kubelet) {
+    assert_eq!(kubelet.get(&format!("http://{}:8080/index.html", kubelet.pod().address)).trim(), PAGE);
+    let said = kubelet.post(&format!("/run/default/{POD}/{SERVER}?cmd=cat&cmd=/info/labels"));
+    assert_eq!(said.trim(), "app=\"web\"");
+    let log = kubelet.get_own(&format!("/containerLogs/default/{POD}/{CRASHER}?previous=true"));
+    assert_eq!(log.trim(), "about to crash");
+}
+
+/// Exec, attach and port-forward as kubectl does them, through the kubelet.
+fn sessions(kubelet: &Kubelet) {
+    let path = format!("/exec/default/{POD}/{SERVER}?input=1&output=1&error=1&command=sh&command=-c");
+    for way in ["exec", "exec-websocket"] {
+        let script = "read%20word;echo%20out%20$word;echo%20err%20>%262;exit%204";
+        let mut session = kubelet.session(way, &format!("{path}&command={script}"), &[]);
+        let mut session =
+            session.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("session");
+        session.stdin.take().expect("its input").write_all(b"word\n").expect("written");
+        let ended = session.wait_with_output().expect("its end");
+        let said = (text(&ended.stdout), text(&ended.stderr));
+        assert_eq!((ended.status.code(), said), (Some(4), ("out word\n".into(), "err \n".into())), "{way}");
+    }
+    let mut attach = kubelet.session("attach", &format!("/attach/default/{POD}/{TALKER}?input=1&output=1"), &[]);
+    let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("session");
+    attach.stdin.take().expect("its input").write_all(b"hello\n").expect("written");
+    assert_eq!(text(&attach.wait_with_output().expect("its end").stdout), "you said hello\n");
+    let mut forward = kubelet.session("port-forward", &format!("/portForward/default/{POD}"), &["8080"]);
+    let mut forward = forward.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("session");
+    let request = b"GET /index.html HTTP/1.0\r\n\r\n";
+    forward.stdin.take().expect("its input").write_all(request).expect("written");
+    let answer = text(&forward.wait_with_output().expect("its end").stdout);
+    assert!(answer.starts_with("HTTP/1.0 200") && answer.trim_end().ends_with(PAGE), "{answer}");
+}
+
+/// The kubelet renames a log that grew and has it opened anew: no line is lost between the two files.
+async fn logs_are_rotated(kubelet: &Kubelet) {
+    let numbers = eventually_async("the log is rotated", async || {
+        let files = kubelet.log_files(WRITER);
+        (files.len() > 1).then(|| files.iter().flat_map(|file| manifests::numbers(file)).collect::<Vec<_>>())
+    });
+    let numbers = numbers.await;
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "lines are missing: {numbers:?}");
+}
+
+impl Kubelet {
+    async fn until<T>(&self, what: &str, mut look: impl FnMut(&State) -> Option<T>) -> T {
+        eventually_async(what, async || self.pods().first().and_then(&mut look)).await
+    }
+
+    fn pod(&self) -> State {
+        self.pods().into_iter().next().expect("the pod")
+    }
+
+    fn get(&self, url: &str) -> String {
+        text(&succeed(&mut self.curl(&[url])).stdout)
+    }
+
+    fn get_own(&self, path: &str) -> String {
+        self.get(&self.url(path))
+    }
+
+    fn post(&self, path: &str) -> String {
+        text(&succeed(&mut self.curl(&["-X", "POST", &self.url(path)])).stdout)
+    }
+}
