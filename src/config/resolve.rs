@@ -44,10 +44,19 @@ fn merge(flags: &Flags, env: &Environment, file: File, path: &Path) -> Result<Co
             .or(file.streaming.address)
             .unwrap_or(defaults::STREAMING_ADDRESS),
         cni_config_dir: cni_config.unwrap_or_else(|| defaults::cni_config_dir(env)),
-        cni_plugin_dirs: plugin_dirs(env, file.network.cni_plugin_dirs, path)?,
+        cni_plugin_dirs: {
+            let in_file = file.network.cni_plugin_dirs;
+            directories(env, "CRICKET_CNI_PLUGIN_DIRS", in_file, path, "network.cni_plugin_dirs")?
+                .unwrap_or_else(defaults::cni_plugin_dirs)
+        },
         pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
             .or(file.network.pod_cidrs)
             .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),
+        cdi_spec_dirs: directories(env, "CRICKET_CDI_SPEC_DIRS", file.cdi.spec_dirs, path, "cdi.spec_dirs")?
+            .unwrap_or_else(defaults::cdi_spec_dirs),
+        metrics_address: parsed(env, "CRICKET_METRICS_ADDRESS", "an address such as 127.0.0.1:9586")?
+            .or(file.metrics.address),
+        runtimes: super::runtimes::check(file.runtimes, path)?,
     })
 }
 
@@ -66,12 +75,18 @@ fn absolute(value: PathBuf, file: &Path, key: &str) -> Result<PathBuf, ConfigErr
     Err(ConfigError::Value { origin: format!("{}, key {key}", file.display()), message })
 }
 
-fn plugin_dirs(env: &Environment, in_file: Option<Vec<PathBuf>>, file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    if let Some(typed) = words(env, "CRICKET_CNI_PLUGIN_DIRS", ':') {
-        return Ok(typed.into_iter().map(|dir| env.working_dir.join(dir)).collect());
+/// A list of them: in a variable separated by colons.
+fn directories(
+    env: &Environment,
+    variable: &str,
+    in_file: Option<Vec<PathBuf>>,
+    file: &Path,
+    key: &str,
+) -> Result<Option<Vec<PathBuf>>, ConfigError> {
+    if let Some(typed) = words(env, variable, ':') {
+        return Ok(Some(typed.into_iter().map(|dir| env.working_dir.join(dir)).collect()));
     }
-    let Some(dirs) = in_file else { return Ok(defaults::cni_plugin_dirs()) };
-    dirs.into_iter().map(|dir| absolute(dir, file, "network.cni_plugin_dirs")).collect()
+    in_file.map(|dirs| dirs.into_iter().map(|dir| absolute(dir, file, key)).collect()).transpose()
 }
 
 fn words(env: &Environment, variable: &str, separator: char) -> Option<Vec<String>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::archive;
 use super::layers::io_error;
-use super::pull::Puller;
+use super::pull::{PullCounts, Puller};
 use super::snapshot::{MountPoint, Snapshots, Writes};
 use super::store::{Store, blocking};
 use super::{Credentials, FilesystemUsage, Image, ImageError, ImageOptions, ProgressSink, Snapshot};
@@ -44,6 +44,11 @@ impl Images {
         progress: Option<ProgressSink>,
     ) -> Result<Arc<Image>, ImageError> {
         self.puller.pull(reference, credentials, progress).await
+    }
+
+    /// What pulls have come to since the daemon's start.
+    pub fn pull_counts(&self) -> PullCounts {
+        self.puller.counts()
     }
 
     /// Loads every image of an OCI or docker archive (plain, gzip or zstd), streamed.

@@ -12,6 +12,8 @@ mod command_line;
 mod containers;
 mod crictl;
 mod daemon_killed;
+mod handlers;
 mod hundred_pods;
 mod pod_network;
+mod stats;
 mod supervisor_killed;
