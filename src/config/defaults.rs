@@ -77,6 +77,11 @@ pub fn cni_plugin_dirs() -> Vec<PathBuf> {
     ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).to_vec()
 }
 
+/// Specifications of CDI devices, as the CDI has it.
+pub fn cdi_spec_dirs() -> Vec<PathBuf> {
+    ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec()
+}
+
 fn home(env: &Environment) -> Option<PathBuf> {
     env.directory("HOME")
 }

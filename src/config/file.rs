@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{CgroupDriver, ConfigError};
+use super::{CgroupDriver, ConfigError, RuntimeHandlers};
 
 /// Largest configuration that is read; a larger file is not one.
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
@@ -31,6 +31,12 @@ pub struct File {
     /// Where each key stands: `network.pod_cidrs` and its line, from 1.
     #[serde(skip)]
     pub lines: BTreeMap<String, usize>,
+    #[serde(default)]
+    pub cdi: Cdi,
+    #[serde(default)]
+    pub metrics: Metrics,
+    #[serde(default)]
+    pub runtimes: RuntimeHandlers,
 }
 
 /// `[registry]`
@@ -52,6 +58,20 @@ pub struct Images {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Streaming {
+    pub address: Option<SocketAddr>,
+}
+
+/// `[cdi]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cdi {
+    pub spec_dirs: Option<Vec<PathBuf>>,
+}
+
+/// `[metrics]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
     pub address: Option<SocketAddr>,
 }
 
@@ -148,7 +168,7 @@ mod tests {
         let text: Vec<&str> = example
             .lines()
             .map(|line| match line.strip_prefix('#') {
-                Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) => setting,
+                Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => setting,
                 _ => line,
             })
             .collect();
@@ -157,6 +177,11 @@ mod tests {
         assert!(file.log_level.is_some() && file.cgroup_driver.is_some());
         assert!(file.registry.config_path.is_some() && file.streaming.address.is_some());
         assert!(file.registry.short_names.is_some() && file.images.pinned.is_some());
+        assert!(
+            file.metrics.address.is_some() && file.cdi.spec_dirs.is_some() && file.runtimes.contains_key("example")
+        );
+        let example = &file.runtimes["example"];
+        assert!(example.base_spec.is_some() && example.seccomp.is_some() && !example.limits.is_empty());
         let network = file.network;
         assert!(network.cni_config_dir.is_some() && network.cni_plugin_dirs.is_some() && network.pod_cidrs.is_some());
     }

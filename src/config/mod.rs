@@ -9,10 +9,12 @@ mod defaults;
 mod environment;
 mod file;
 mod resolve;
+mod runtimes;
 
 use std::path::PathBuf;
 
 pub use environment::Environment;
+pub use runtimes::{RuntimeHandler, RuntimeHandlers};
 
 /// What the code may rely on.
 #[derive(Debug, Clone)]
@@ -41,6 +43,12 @@ pub struct Config {
     pub cni_plugin_dirs: Vec<PathBuf>,
     /// Pod addresses of the built-in network, until a kubelet names others.
     pub pod_cidrs: Vec<String>,
+    /// Specifications of CDI devices; later ones go before earlier ones. `/etc/cdi`, `/var/run/cdi`.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Where the daemon's own metrics are served; none: nowhere.
+    pub metrics_address: Option<std::net::SocketAddr>,
+    /// What RuntimeClasses may name besides the default.
+    pub runtimes: RuntimeHandlers,
 }
 
 /// Who makes the cgroups of pods.

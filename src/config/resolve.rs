@@ -98,10 +98,19 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
             .or(file.streaming.address)
             .unwrap_or(defaults::STREAMING_ADDRESS),
         cni_config_dir: cni_config.unwrap_or_else(|| defaults::cni_config_dir(env)),
-        cni_plugin_dirs: plugin_dirs(env, file.network.cni_plugin_dirs, origins)?,
+        cni_plugin_dirs: {
+            let in_file = file.network.cni_plugin_dirs;
+            directories(env, "CRICKET_CNI_PLUGIN_DIRS", in_file, origins, "network.cni_plugin_dirs")?
+                .unwrap_or_else(defaults::cni_plugin_dirs)
+        },
         pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
             .or(file.network.pod_cidrs)
             .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),
+        cdi_spec_dirs: directories(env, "CRICKET_CDI_SPEC_DIRS", file.cdi.spec_dirs, origins, "cdi.spec_dirs")?
+            .unwrap_or_else(defaults::cdi_spec_dirs),
+        metrics_address: parsed(env, "CRICKET_METRICS_ADDRESS", "an address such as 127.0.0.1:9586")?
+            .or(file.metrics.address),
+        runtimes: super::runtimes::check(file.runtimes, |key| origins.in_file(key))?,
     })
 }
 
@@ -120,16 +129,18 @@ fn absolute(value: PathBuf, origins: &Origins, key: &str) -> Result<PathBuf, Con
     Err(ConfigError::Value { origin: origins.in_file(key), message })
 }
 
-fn plugin_dirs(
+/// A list of them: in a variable separated by colons.
+fn directories(
     env: &Environment,
+    variable: &str,
     in_file: Option<Vec<PathBuf>>,
     origins: &Origins,
-) -> Result<Vec<PathBuf>, ConfigError> {
-    if let Some(typed) = words(env, "CRICKET_CNI_PLUGIN_DIRS", ':') {
-        return Ok(typed.into_iter().map(|dir| env.working_dir.join(dir)).collect());
+    key: &str,
+) -> Result<Option<Vec<PathBuf>>, ConfigError> {
+    if let Some(typed) = words(env, variable, ':') {
+        return Ok(Some(typed.into_iter().map(|dir| env.working_dir.join(dir)).collect()));
     }
-    let Some(dirs) = in_file else { return Ok(defaults::cni_plugin_dirs()) };
-    dirs.into_iter().map(|dir| absolute(dir, origins, "network.cni_plugin_dirs")).collect()
+    in_file.map(|dirs| dirs.into_iter().map(|dir| absolute(dir, origins, key)).collect()).transpose()
 }
 
 fn words(env: &Environment, variable: &str, separator: char) -> Option<Vec<String>> {

@@ -17,6 +17,7 @@ mod stream;
 mod validate;
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -37,6 +38,12 @@ pub trait SessionUrls: Send + Sync + 'static {
     fn attach(&self, request: AttachRequest) -> Result<String, Status>;
     /// For connections to a pod; an empty list allows any port.
     fn port_forward(&self, pod_id: String, ports: Vec<u16>) -> Result<String, Status>;
+}
+
+/// Hears of every call that was answered; the daemon puts its metrics behind it.
+pub trait CallObserver: Send + Sync + 'static {
+    /// `method` is the handler's name, `code` gRPC's; both are of a few words known beforehand.
+    fn ended(&self, method: &'static str, code: &'static str, took: Duration);
 }
 
 /// What is known before anything is opened.
@@ -69,18 +76,24 @@ pub struct Services {
 struct Shared {
     facts: Facts,
     backend: OnceLock<Backend>,
+    observer: OnceLock<Arc<dyn CallObserver>>,
     closing: CancellationToken,
 }
 
 impl Services {
     /// Services that are not ready yet. Streams that have no end of their own end when `closing` is cancelled.
     pub fn new(facts: Facts, closing: CancellationToken) -> Self {
-        Self { shared: Arc::new(Shared { facts, backend: OnceLock::new(), closing }) }
+        Self { shared: Arc::new(Shared { facts, backend: OnceLock::new(), observer: OnceLock::new(), closing }) }
     }
 
     /// From now on every call is answered. Once.
     pub fn set_ready(&self, backend: Backend) {
         assert!(self.shared.backend.set(backend).is_ok(), "the services become ready once");
+    }
+
+    /// From now on it hears of calls. Once.
+    pub fn observe(&self, observer: Arc<dyn CallObserver>) {
+        assert!(self.shared.observer.set(observer).is_ok(), "calls have one observer");
     }
 
     fn facts(&self) -> &Facts {

@@ -1,7 +1,9 @@
 //! The three gRPC services: each RPC is given to the handler that bears its name.
 
+use std::time::Instant;
+
 use tonic::codegen::BoxStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Services, container, cricket, image, runtime, sandbox, status};
 use crate::proto::cri;
@@ -13,7 +15,9 @@ macro_rules! service {
         #[tonic::async_trait]
         impl $service for Services {
             $(async fn $rpc(&self, request: Request<$request>) -> Result<Response<$answer>, Status> {
-                finish(stringify!($rpc), $folder::$rpc(self, request.into_inner()).await)
+                let begun = Instant::now();
+                let result = $folder::$rpc(self, request.into_inner()).await;
+                self.finish(stringify!($rpc), begun, result)
             })*
         }
     };
@@ -81,12 +85,18 @@ service!(own::cricket_server::Cricket {
     node(own::NodeRequest) -> own::NodeResponse = cricket;
 });
 
-/// Logs how a call ended, once; a client's own mistakes only when asked for.
-fn finish<T>(rpc: &'static str, result: Result<T, Status>) -> Result<Response<T>, Status> {
-    match &result {
-        Ok(_) => tracing::trace!(rpc, "answered"),
-        Err(e) if status::is_our_fault(e.code()) => tracing::error!(rpc, code = ?e.code(), "{}", e.message()),
-        Err(e) => tracing::debug!(rpc, code = ?e.code(), "{}", e.message()),
+impl Services {
+    /// Logs how a call ended, once; a client's own mistakes only when asked for. Tells the observer.
+    fn finish<T>(&self, rpc: &'static str, begun: Instant, result: Result<T, Status>) -> Result<Response<T>, Status> {
+        match &result {
+            Ok(_) => tracing::trace!(rpc, "answered"),
+            Err(e) if status::is_our_fault(e.code()) => tracing::error!(rpc, code = ?e.code(), "{}", e.message()),
+            Err(e) => tracing::debug!(rpc, code = ?e.code(), "{}", e.message()),
+        }
+        if let Some(observer) = self.shared.observer.get() {
+            let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+            observer.ended(rpc, status::name(code), begun.elapsed());
+        }
+        result.map(Response::new)
     }
-    result.map(Response::new)
 }

@@ -32,6 +32,9 @@ fn facts() -> Facts {
         cni_config_dir: "/net.d".into(),
         cni_plugin_dirs: Vec::new(),
         pod_cidrs: Vec::new(),
+        cdi_spec_dirs: Vec::new(),
+        metrics_address: None,
+        runtimes: Default::default(),
     };
     let node = Node {
         kind: NodeKind::Made,

@@ -12,6 +12,7 @@
 mod directories;
 mod logging;
 mod network;
+mod observer;
 mod server;
 mod session_urls;
 mod shutdown;
@@ -29,6 +30,7 @@ use crate::config::Config;
 use crate::cri::{Facts, Services};
 use crate::executor::client::ExecutorError;
 use crate::image::ImageError;
+use crate::metrics::{Calls, MetricsError};
 use crate::pod::PodError;
 use crate::rootless::{self, Node};
 use crate::store::{Lock, LockError};
@@ -83,6 +85,9 @@ pub enum DaemonError {
     /// Exec, attach, port-forward.
     #[error(transparent)]
     Streaming(#[from] StreamingError),
+    /// The daemon's own metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// gRPC.
     #[error("the gRPC server failed: {0}")]
     Server(#[from] tonic::transport::Error),
@@ -134,10 +139,14 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
 async fn run(facts: Facts, socket: &Socket) -> Result<(), DaemonError> {
     let closing = CancellationToken::new();
     let services = Services::new(facts.clone(), closing.clone());
+    let calls = Calls::default();
+    if facts.config.metrics_address.is_some() {
+        services.observe(Arc::new(observer::Observer(calls.clone())));
+    }
     let server = server::serve(socket.connections()?, services.clone(), closing.clone());
     tokio::pin!(server);
     let start = async {
-        let backend = start::open(&facts).await?;
+        let backend = start::open(&facts, &calls, closing.clone()).await?;
         services.set_ready(backend);
         shutdown::tell_ready();
         tracing::info!(socket = %facts.config.socket.display(), "ready");

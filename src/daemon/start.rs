@@ -3,10 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{DaemonError, network, session_urls};
 use crate::cri::{Backend, Facts};
 use crate::executor::client::{Template, TemplateOptions};
 use crate::image::{ImageOptions, Images};
+use crate::metrics::{self, Calls};
 use crate::pod::{Pods, PodsOptions};
 use crate::rootless::{Node, NodeKind};
 use crate::streaming;
@@ -16,7 +19,7 @@ use crate::sys;
 const IMAGES: &str = "images";
 
 /// Images, then the template, then the network, then the pods with everything that is left of them, then the streaming server.
-pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
+pub async fn open(facts: &Facts, calls: &Calls, closing: CancellationToken) -> Result<Backend, DaemonError> {
     let (config, node) = (&facts.config, &facts.node);
     let images = Images::open(ImageOptions {
         root: config.root.join(IMAGES),
@@ -34,6 +37,9 @@ pub async fn open(facts: &Facts) -> Result<Backend, DaemonError> {
     let pods = Pods::open(options).await?;
     let listeners = session_urls::listeners(config.streaming_address, node)?;
     let server = streaming::Server::start(listeners, Arc::new(pods.clone()))?;
+    if let Some(address) = config.metrics_address {
+        metrics::Server::start(address, calls, pods.clone(), images.clone(), closing).await?;
+    }
     sys::heap::trim();
     let sessions = Arc::new(session_urls::Urls(server));
     Ok(Backend { pods, images, sessions, after_large_work: sys::heap::trim })

@@ -36,6 +36,7 @@ pub use model::{
     Credentials, FilesystemUsage, Image, ImageConfig, ImageOptions, ImageUser, LayerPhase, LayerProgress, Principal,
     ProgressSink, Snapshot,
 };
+pub use pull::PullCounts;
 pub use service::Images;
 pub use snapshot::MountPoint;
 pub use verify::{Verdict, VerifiedImage, VerifiedLayer};

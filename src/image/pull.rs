@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
@@ -54,6 +55,15 @@ struct State {
     patience: Patience,
     layers: Semaphore,
     running: Mutex<HashMap<Key, Running, RandomState>>,
+    counts: Counts,
+}
+
+/// Since the daemon's start.
+#[derive(Debug, Default)]
+struct Counts {
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// A name and a hash of the credentials.
@@ -63,6 +73,17 @@ type Outcome = Result<Arc<Image>, Arc<ImageError>>;
 struct Running {
     work: WeakShared<BoxFuture<'static, Outcome>>,
     progress: Arc<Progress>,
+}
+
+/// How many pulls have ended, and the bytes of the layers that they fetched, compressed; since the daemon's start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PullCounts {
+    /// The image is here.
+    pub succeeded: u64,
+    /// It is not.
+    pub failed: u64,
+    /// Of layers.
+    pub bytes: u64,
 }
 
 impl fmt::Debug for Puller {
@@ -86,8 +107,16 @@ impl Puller {
             patience,
             layers: Semaphore::new(LAYERS_AT_A_TIME_IN_ALL),
             running: Mutex::default(),
+            counts: Counts::default(),
         };
         Self { state: Arc::new(state) }
+    }
+
+    /// See [`super::Images::pull_counts`].
+    pub fn counts(&self) -> PullCounts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Counts { succeeded, failed, bytes } = &self.state.counts;
+        PullCounts { succeeded: read(succeeded), failed: read(failed), bytes: read(bytes) }
     }
 
     /// See [`super::Images::pull`].
@@ -121,7 +150,14 @@ impl Puller {
         }
         let progress = Arc::new(Progress::default());
         let pull = Pull { state: Arc::clone(&self.state), reference, progress: Arc::clone(&progress) };
-        let work = async move { pull.run(credentials).await.map_err(Arc::new) }.boxed().shared();
+        let state = Arc::clone(&self.state);
+        let work = async move {
+            let outcome = pull.run(credentials).await.map_err(Arc::new);
+            let count = if outcome.is_ok() { &state.counts.succeeded } else { &state.counts.failed };
+            count.fetch_add(1, Ordering::Relaxed);
+            outcome
+        };
+        let work = work.boxed().shared();
         if let Some(weak) = work.downgrade() {
             running.insert(key, Running { work: weak, progress: Arc::clone(&progress) });
         }
@@ -276,6 +312,7 @@ async fn fetch_layer(
     match (unpacked, failure.take()) {
         (Ok(()), _) => {
             progress.done(&descriptor);
+            state.counts.bytes.fetch_add(descriptor.size, Ordering::Relaxed);
             Ok(())
         }
         // That the stream ended early is not the unpacker's failure.

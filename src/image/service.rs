@@ -8,7 +8,7 @@ use super::archive;
 use super::archive::save::Format;
 use super::layers::io_error;
 use super::pins::Pins;
-use super::pull::Puller;
+use super::pull::{PullCounts, Puller};
 use super::reference;
 use super::snapshot::{MountPoint, Snapshots, Writes};
 use super::store::{Pruned, Store, blocking};
@@ -58,6 +58,11 @@ impl Images {
             Some(complete) => self.puller.pull(&complete, credentials, progress).await,
             None => self.puller.pull(reference, credentials, progress).await,
         }
+    }
+
+    /// What pulls have come to since the daemon's start.
+    pub fn pull_counts(&self) -> PullCounts {
+        self.puller.counts()
     }
 
     /// Loads every image of an OCI or docker archive (plain, gzip or zstd), streamed.

@@ -1,6 +1,6 @@
 //! What every piece of work in the domain stands on, shared by all pods' tasks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::executor::client::Template;
@@ -10,6 +10,7 @@ use crate::pod::events::Events;
 use crate::pod::facts::Facts;
 use crate::pod::network::PodNetworks;
 use crate::pod::record::Layout;
+use crate::pod::runtimes::Runtimes;
 use crate::pod::spec::Modes;
 use crate::pod::stats::Stats;
 use crate::pod::table::Table;
@@ -27,6 +28,9 @@ pub(crate) struct Context {
     pub(crate) events: Events,
     pub(crate) table: Table,
     pub(crate) stats: Stats,
+    pub(crate) runtimes: Runtimes,
+    /// Later ones go before earlier ones.
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
 }
 
 /// Runs what blocks (files, system calls) where it may.

@@ -16,7 +16,7 @@ use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::spec::{Container, Modes};
 use crate::pod::users::{self, ContainerUser, Databases};
 use crate::pod::volumes::{self, Volumes};
-use crate::pod::{args, cgroup, files, paths, resources, signal};
+use crate::pod::{args, cdi, cgroup, files, paths, resources, signal};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, ContainerId};
@@ -149,8 +149,11 @@ fn write_bundle(
     let cgroup = resources::container_cgroup(&parent, work.id.as_str());
     let directory = context.layout.bundle(&pod.id, &work.id);
     let volumes = Volumes::gather(&directory, &work.config, image_volumes, (&image.config, &rootfs))?;
+    // The record keeps what was asked for; this is what handler and devices make of it.
+    let (config, injection) =
+        cdi::resolve(&context.cdi_spec_dirs, context.runtimes.request(&pod.handler, &work.config))?;
     let container = Container {
-        config: &work.config,
+        config: &config,
         image: &image.config,
         user: &user,
         modes,
@@ -162,7 +165,9 @@ fn write_bundle(
         cgroups: &context.node.cgroups,
         facts: &context.facts,
     };
-    let specification = container.specification()?;
+    let mut specification = container.specification()?;
+    context.runtimes.amend(&pod.handler, &mut specification.spec);
+    injection.amend(&mut specification.spec)?;
     // The runtime would fail where it is missing; the field makes it.
     paths::make_in_root(&rootfs, &args::working_directory(&work.config, &image.config)?)?;
     let log_path = log_path(&pod.config, &work.config)?;

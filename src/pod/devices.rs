@@ -27,9 +27,6 @@ pub(crate) struct Devices {
 
 /// Of a request.
 pub(crate) fn resolve(config: &cri::ContainerConfig, privileged: bool) -> Result<Devices, PodError> {
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(PodError::unimplemented(format!("the CDI device {:?}: CDI is not there yet", device.name)));
-    }
     let mut devices = Devices::default();
     if privileged {
         collect(Path::new("/dev"), 0, &mut devices.nodes);

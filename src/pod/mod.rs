@@ -12,6 +12,7 @@
 
 mod args;
 mod capabilities;
+mod cdi;
 mod cgroup;
 mod container;
 mod context;
@@ -33,6 +34,7 @@ mod queue;
 mod record;
 mod recover;
 mod resources;
+mod runtimes;
 mod sandbox;
 mod seccomp;
 pub mod session;
@@ -107,6 +109,8 @@ pub struct Pods {
 impl Pods {
     /// Rebuilds everything from records and live supervisors.
     pub async fn open(options: PodsOptions) -> Result<Self, PodError> {
+        let handlers = options.config.runtimes.clone();
+        let runtimes = blocking(move || runtimes::Runtimes::read(&handlers)).await?;
         let context = Arc::new(Context {
             node: options.node,
             images: options.images,
@@ -117,6 +121,8 @@ impl Pods {
             events: events::Events::default(),
             table: Table::default(),
             stats: stats::Stats::default(),
+            runtimes,
+            cdi_spec_dirs: options.config.cdi_spec_dirs.clone(),
         });
         recover::recover(&context).await?;
         Ok(Self { context })
@@ -377,6 +383,11 @@ impl Pods {
             true => Ok(view.record.id.to_string()),
             false => Err(PodError::precondition(format!("the pod {} is not ready", view.record.id.short()))),
         }
+    }
+
+    /// What RunPodSandbox takes as the name of a runtime handler; the empty one is the default.
+    pub fn runtime_handlers(&self) -> Vec<String> {
+        self.context.runtimes.names()
     }
 
     /// Why pods have no network of their own, where they have none.

@@ -265,6 +265,22 @@ mod tests {
     }
 
     #[test]
+    fn limits_change_while_a_container_lives_and_one_change_after_the_other() {
+        let (running, id) = pod(Phase::Running, None, true);
+        assert_eq!(decide(&running, &Wish::Update(id)), Verdict::Begin);
+        let (busy, id) = pod(Phase::Running, Some(Job::Update), true);
+        assert_eq!(decide(&busy, &Wish::Update(id.clone())), Verdict::Wait);
+        assert_eq!(decide(&busy, &Wish::Stop(id)), Verdict::Wait);
+        let (exited, id) = pod(Phase::Exited, None, true);
+        assert_eq!(decide(&exited, &Wish::Update(id)), Verdict::Refuse(Refusal::Exited));
+        let (mut changing, _) = pod(Phase::Running, None, true);
+        changing.job = Some(PodJob::Update);
+        assert_eq!(decide(&changing, &Wish::UpdatePod), Verdict::Wait);
+        assert_eq!(decide(&changing, &Wish::StopPod), Verdict::Wait);
+        assert_eq!(decide(&changing, &Wish::Create(name("other"))), Verdict::Begin);
+    }
+
+    #[test]
     fn a_pod_that_is_not_ready_only_ends() {
         let (mut dead, _) = pod(Phase::Created, None, true);
         dead.ready = false;

@@ -26,12 +26,7 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What can be said of a request before anything is made.
 pub(crate) fn check(context: &Context, config: &cri::PodSandboxConfig, handler: &str) -> Result<(), PodError> {
-    if !handler.is_empty() {
-        return Err(PodError::invalid(format!(
-            "there is no runtime handler {:?} in the configuration",
-            quoted(handler)
-        )));
-    }
+    context.runtimes.check(handler)?;
     if !config.log_directory.is_empty() {
         paths::on_node("the log directory", &config.log_directory)?;
     }

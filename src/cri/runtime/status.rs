@@ -16,8 +16,8 @@ use crate::proto::cri::{
 /// a pod's supervisor takes its place.
 const SANDBOX_IMAGE: &str = "registry.k8s.io/pause:3.10.1";
 
-/// Handlers that a RuntimeClass may name; the empty one is the default.
-const HANDLERS: [&str; 2] = ["", "cricket"];
+/// The default handlers, for as long as the others are not known.
+const OWN_HANDLERS: [&str; 2] = ["", "cricket"];
 
 /// See the module.
 pub async fn status(services: &Services, request: StatusRequest) -> Result<StatusResponse, Status> {
@@ -25,9 +25,14 @@ pub async fn status(services: &Services, request: StatusRequest) -> Result<Statu
     Ok(StatusResponse {
         status: Some(RuntimeStatus { conditions: conditions(services).await }),
         info: if request.verbose { info(facts) } else { HashMap::new() },
-        runtime_handlers: HANDLERS.map(handler).to_vec(),
+        runtime_handlers: handlers(services).iter().map(|name| handler(name)).collect(),
         features: Some(RuntimeFeatures { supplemental_groups_policy: true, mount_options: true, ..Default::default() }),
     })
+}
+
+/// Those that a RuntimeClass may name; the empty one is the default.
+fn handlers(services: &Services) -> Vec<String> {
+    services.pods().map_or_else(|_| OWN_HANDLERS.map(str::to_owned).to_vec(), crate::pod::Pods::runtime_handlers)
 }
 
 fn handler(name: &str) -> RuntimeHandler {
@@ -63,6 +68,13 @@ fn info(facts: &Facts) -> HashMap<String, String> {
         "cniConfigDir": config.cni_config_dir,
         "cniPluginDirs": config.cni_plugin_dirs,
         "podCidrs": config.pod_cidrs,
+        "cdiSpecDirs": config.cdi_spec_dirs,
+        "metricsAddress": config.metrics_address.map(|address| address.to_string()),
+        "runtimes": config.runtimes.keys().collect::<Vec<_>>(),
+        // In the place and by the name at which installers look for it.
+        "containerd": { "runtimes": { "runc": { "options": {
+            "SystemdCgroup": config.cgroup_driver == CgroupDriver::Systemd,
+        } } } },
     });
     let node = json!({
         "kind": format!("{:?}", node.kind).to_lowercase(),

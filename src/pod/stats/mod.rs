@@ -250,18 +250,28 @@ fn from_cgroups(view: &PodView, pod: &Path, scope: Scope, at: i64) -> PodReading
             return None;
         }
         let directory = crate::pod::cgroup::directory(&container.record.cgroup);
-        let mut reading = cgroup::read(&directory, depth, at).ok()?;
-        let pids = if depth == Depth::Metrics { cgroup::processes(&directory) } else { Vec::new() };
-        if depth == Depth::Metrics {
-            reading.processes = Some(pids.len() as u64);
-        }
-        Some((reading, pids))
+        of_cgroup(&directory, depth, at, depth == Depth::Metrics)
     });
     let containers = containers.collect();
     let directory = crate::pod::cgroup::directory(pod);
-    let whole = (scope != Scope::Containers).then(|| cgroup::read(&directory, depth, at).ok()).flatten();
-    let whole = whole.map(|reading| Reading { processes: Some(cgroup::processes(&directory).len() as u64), ..reading });
-    PodReadings { pod: whole, containers }
+    let whole = (scope != Scope::Containers).then(|| of_cgroup(&directory, depth, at, true)).flatten();
+    PodReadings { pod: whole.map(|(reading, _)| reading), containers }
+}
+
+/// A cgroup's files, and of its processes what only these tell: how many they are, and without a controller for memory what
+/// they hold. None: it is gone.
+fn of_cgroup(directory: &Path, depth: Depth, at: i64, count: bool) -> Option<(Reading, Vec<i32>)> {
+    let mut reading = cgroup::read(directory, depth, at).ok()?;
+    let uncounted = reading.memory.usage.is_none();
+    if !count && !uncounted {
+        return Some((reading, Vec::new()));
+    }
+    let pids = cgroup::processes(directory);
+    reading.processes = Some(pids.len() as u64);
+    if uncounted {
+        reading.memory = processes::memory(&pids);
+    }
+    Some((reading, pids))
 }
 
 fn from_processes(view: &PodView, scope: Scope, snapshot: &Snapshot) -> PodReadings {

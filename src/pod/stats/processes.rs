@@ -159,23 +159,12 @@ impl Snapshot {
             major_faults: sum.major_faults + one.major_faults,
             threads: sum.threads + one.threads,
         });
-        let (mut anonymous, mut files) = (0, 0);
-        for (own, mapped) in pids.iter().filter_map(|pid| resident(*pid)) {
-            anonymous += own;
-            files = files.max(mapped);
-        }
         let tick = tick_nanoseconds();
         let (user, system) = (total.user_ticks * tick, total.system_ticks * tick);
         Reading {
             at: self.at,
             cpu: Cpu { usage: Some(user + system), user: Some(user), system: Some(system), ..Default::default() },
-            memory: Memory {
-                working_set: Some(anonymous + files),
-                anonymous: Some(anonymous),
-                faults: Some(total.faults),
-                major_faults: Some(total.major_faults),
-                ..Default::default()
-            },
+            memory: Memory { faults: Some(total.faults), major_faults: Some(total.major_faults), ..memory(pids) },
             processes: Some(pids.len() as u64),
             threads: Some(total.threads),
             ..Default::default()
@@ -191,6 +180,16 @@ fn tick_nanoseconds() -> u64 {
 /// Names the mount namespace of a process while it lives.
 fn mount_namespace(pid: i32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+}
+
+/// What can be said of the memory of these processes without a controller that counts it.
+pub(crate) fn memory(pids: &[i32]) -> Memory {
+    let (mut anonymous, mut files) = (0, 0);
+    for (own, mapped) in pids.iter().filter_map(|pid| resident(*pid)) {
+        anonymous += own;
+        files = files.max(mapped);
+    }
+    Memory { working_set: Some(anonymous + files), anonymous: Some(anonymous), ..Default::default() }
 }
 
 /// Bytes of its own and of mapped files.

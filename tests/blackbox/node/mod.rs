@@ -135,6 +135,11 @@ impl Node {
         self.dir.join("logs")
     }
 
+    /// What a test writes there between [`Node::prepare`] and [`Node::begin`] counts.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("cricket.toml")
+    }
+
     pub fn daemon_log(&self) -> PathBuf {
         self.dir.join("daemon.log")
     }
@@ -156,6 +161,9 @@ impl Node {
             .env("CRICKET_STATE", self.dir.join("run"))
             .env("CRICKET_SOCKET", self.socket())
             .env("CRICKET_REGISTRY_CONFIG_PATH", self.dir.join("certs.d"));
+        if self.config().exists() {
+            command.env("CRICKET_CONFIG", self.config());
+        }
         command
     }
 
