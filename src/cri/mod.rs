@@ -3,7 +3,7 @@
 //! A handler checks what it was given, calls the domain or the image service, and turns the answer into CRI's words.
 //! It holds no state: dropping it (a client's deadline, a cancelled call) leaves the work to the pod's own task.
 //! Before the daemon has recovered its pods ([`Services::set_ready`]) only Version, Status, RuntimeConfig and Node
-//! answer; the rest is Unavailable. What is not here is answered Unimplemented by the generated code.
+//! answer; the rest is Unavailable. Checkpoints are refused, with the reason.
 
 mod container;
 mod cricket;

@@ -109,6 +109,10 @@ async fn what_a_request_lacks_is_said_before_anything_is_looked_up() {
         runtime.stop_container(cri::StopContainerRequest::default()).await.err(),
         runtime.remove_container(cri::RemoveContainerRequest::default()).await.err(),
         runtime.container_status(cri::ContainerStatusRequest::default()).await.err(),
+        runtime.container_stats(cri::ContainerStatsRequest::default()).await.err(),
+        runtime.pod_sandbox_stats(cri::PodSandboxStatsRequest::default()).await.err(),
+        runtime.update_container_resources(cri::UpdateContainerResourcesRequest::default()).await.err(),
+        runtime.update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest::default()).await.err(),
         runtime.exec_sync(cri::ExecSyncRequest::default()).await.err(),
         runtime.exec(cri::ExecRequest::default()).await.err(),
         runtime.attach(cri::AttachRequest::default()).await.err(),
@@ -131,5 +135,6 @@ async fn what_is_not_here_is_unimplemented() {
     let request = cri::CheckpointContainerRequest::default();
     let status = RuntimeServiceClient::new(channel).checkpoint_container(request).await.expect_err("not here");
     assert_eq!(status.code(), Code::Unimplemented);
+    assert!(status.message().contains("CRIU"), "{status}");
     std::fs::remove_file(path).expect("removed");
 }

@@ -96,7 +96,9 @@ pub(crate) fn settings(wish: &cri::LinuxContainerResources) -> Vec<Setting> {
         put("memory.max", bytes(wish.memory_limit_in_bytes));
     }
     for limit in &wish.hugepage_limits {
-        put(&format!("hugetlb.{}.max", limit.page_size), limit.limit.to_string());
+        for file in ["max", "rsvd.max"] {
+            put(&format!("hugetlb.{}.{file}", limit.page_size), limit.limit.to_string());
+        }
     }
     let mut unified: Vec<_> = wish.unified.iter().collect();
     unified.sort();
@@ -188,6 +190,7 @@ mod tests {
             ("memory.swap.max", "16777216"),
             ("memory.max", "67108864"),
             ("hugetlb.2MB.max", "4194304"),
+            ("hugetlb.2MB.rsvd.max", "4194304"),
             ("pids.max", "20"),
         ];
         assert_eq!(pairs(&wish()), expected.map(|(file, value)| (file.to_owned(), value.to_owned())));
@@ -245,7 +248,7 @@ mod tests {
         fs::write(dir.join("memory.max"), "max\n").expect("written");
         let missing = apply(&dir, &settings(&wish())).expect("applied");
         assert_eq!(fs::read_to_string(dir.join("memory.max")).expect("read"), (64 << 20).to_string());
-        assert_eq!(missing.len(), 6, "{missing:?}");
+        assert_eq!(missing.len(), 7, "{missing:?}");
         assert!(!dir.join("cpu.max").exists());
         fs::remove_dir_all(&dir).expect("removed");
         assert!(apply(&dir, &settings(&wish())).is_err(), "the cgroup is gone");

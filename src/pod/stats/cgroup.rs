@@ -109,7 +109,9 @@ fn read_more(cgroup: &mut Cgroup<'_>, reading: &mut Reading) {
 fn huge_page_sizes(cgroup: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(cgroup) else { return Vec::new() };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|n| Some(n.strip_prefix("hugetlb.")?.strip_suffix(".current")?.to_owned())).collect()
+    let sizes = names.filter_map(|n| Some(n.strip_prefix("hugetlb.")?.strip_suffix(".current")?.to_owned()));
+    // `2MB.rsvd` is what was reserved, which is not in use.
+    sizes.filter(|size| !size.contains('.')).collect()
 }
 
 /// The processes of a cgroup and of those below it.
@@ -226,7 +228,7 @@ mod tests {
     use super::*;
 
     /// As kernel 6.12 writes them, shortened.
-    const FILES: [(&str, &str); 14] = [
+    const FILES: [(&str, &str); 15] = [
         (
             "cpu.stat",
             "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_periods 10\nnr_throttled 3\nthrottled_usec 77\n",
@@ -253,6 +255,7 @@ mod tests {
         ("pids.max", "100\n"),
         ("io.stat", "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n253:1 rbytes=1\n"),
         ("hugetlb.2MB.current", "2097152\n"),
+        ("hugetlb.2MB.rsvd.current", "4194304\n"),
     ];
 
     fn fixture(name: &str, files: &[(&str, &str)]) -> std::path::PathBuf {
