@@ -2,6 +2,7 @@
 
 mod archives;
 mod layers;
+mod properties;
 mod saving;
 mod security;
 mod snapshots;
