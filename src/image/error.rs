@@ -1,8 +1,7 @@
 //! The one error of the image service: a kind for the gRPC code, and a sentence for people.
 
 /// What a person does about a full disk.
-const ROOM_ADVICE: &str =
-    "free room on the disk of cricket's root directory (`cricket image prune --all` removes what no container uses), then try again";
+const ROOM_ADVICE: &str = "free room on the disk of cricket's root directory (`cricket image prune --all` removes what no container uses), then try again";
 
 /// What went wrong; `pod` and `cri` turn `kind()` into a gRPC code.
 #[derive(Debug, thiserror::Error)]

@@ -17,8 +17,8 @@ use tokio::io::AsyncRead;
 
 use super::digest::Digest;
 use super::manifest::Descriptor;
-use super::unpack::stream::{Claim, Source, Wire, channel, pump};
 use super::unpack::recipe::{self, AgainError};
+use super::unpack::stream::{Claim, Source, Wire, channel, pump};
 use super::unpack::{self, Extent, OpaqueMark};
 use super::{ImageError, ImageErrorKind};
 use crate::store::{self, ContainerId};

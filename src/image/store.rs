@@ -20,8 +20,8 @@ use super::digest::{Algorithm, Digest};
 use super::hasher::digest_of;
 use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory};
 use super::lookup;
-use super::pins::Pins;
 use super::manifest::CONFIG_BYTES_MAX;
+use super::pins::Pins;
 use super::{Image, ImageError, ImageErrorKind};
 use crate::store;
 
@@ -400,12 +400,7 @@ fn remove_leftover(path: &Path) -> Result<(), ImageError> {
     Ok(store::remove(path)?)
 }
 
-fn hold(
-    config_bytes: &[u8],
-    record: &ImageRecord,
-    layers: &LayerStore,
-    pins: &Pins,
-) -> Result<Held, ImageError> {
+fn hold(config_bytes: &[u8], record: &ImageRecord, layers: &LayerStore, pins: &Pins) -> Result<Held, ImageError> {
     let valid = config::validate(config_bytes)?;
     require(layers, &valid.diff_ids)?;
     let unique: HashSet<&Digest> = valid.diff_ids.iter().collect();

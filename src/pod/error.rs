@@ -139,7 +139,9 @@ impl From<ImageError> for PodError {
             ImageErrorKind::BadImage | ImageErrorKind::Busy => PodErrorKind::FailedPrecondition,
             ImageErrorKind::Unavailable => PodErrorKind::Unavailable,
             ImageErrorKind::Exhausted => PodErrorKind::ResourceExhausted,
-            ImageErrorKind::Unauthorized | ImageErrorKind::Untrusted | ImageErrorKind::Internal => PodErrorKind::Internal,
+            ImageErrorKind::Unauthorized | ImageErrorKind::Untrusted | ImageErrorKind::Internal => {
+                PodErrorKind::Internal
+            }
         };
         Self::new(kind, error.message)
     }

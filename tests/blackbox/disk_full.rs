@@ -88,7 +88,8 @@ async fn a_full_disk_is_told_leaves_nothing_and_passes() {
     assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
 
     // To the last byte: not even a record can be written.
-    let fill = "dd if=/dev/zero of=\"$0/ballast\" bs=64k 2>/dev/null; dd if=/dev/zero bs=1 >>\"$0/ballast\" 2>/dev/null; :";
+    let fill =
+        "dd if=/dev/zero of=\"$0/ballast\" bs=64k 2>/dev/null; dd if=/dev/zero bs=1 >>\"$0/ballast\" 2>/dev/null; :";
     disk.run(fill, &node.root());
     let before = files_on_disk();
     told(&fail(node.cricket(["image", "load"]).arg(&small)).1);
@@ -99,5 +100,5 @@ async fn a_full_disk_is_told_leaves_nothing_and_passes() {
     succeed(node.cricket(["image", "load"]).arg(&small));
     let listed = text(&succeed(&mut node.cricket(["image", "list"])).stdout);
     assert!(listed.contains("full.test/small:1") && !listed.contains("large"), "{listed}");
-    node.stop_and_account().await;
+    node.terminate_and_account().await;
 }

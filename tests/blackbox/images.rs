@@ -85,9 +85,10 @@ async fn several_images_are_saved_through_a_pipe_and_a_failure_leaves_no_file() 
     let target = node.dir.join("none.tar");
     let (_, said) = fail(node.cricket(["image", "save", DEMO, "nobody.test/none:1", "-f"]).arg(&target));
     assert!(said.contains("nobody.test/none:1"), "{said}");
-    let left = std::fs::read_dir(&node.dir).expect("ours").flatten().filter(|e| {
-        e.file_name().to_string_lossy().starts_with("none.tar")
-    });
+    let left = std::fs::read_dir(&node.dir)
+        .expect("ours")
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with("none.tar"));
     assert_eq!(left.count(), 0);
     node.stop_and_account().await;
 }
@@ -146,7 +147,8 @@ async fn a_damaged_layer_is_named_and_pulled_again() {
     assert_eq!(whole["images"][0]["verdict"], "whole");
     // In the node the files are root's.
     let root = node.root();
-    let script = r#"for file in "$0"/images/layers/*/tree/two; do printf x | dd of="$file" conv=notrunc 2>/dev/null; done"#;
+    let script =
+        r#"for file in "$0"/images/layers/*/tree/two; do printf x | dd of="$file" conv=notrunc 2>/dev/null; done"#;
     succeed(node.cricket(["enter", "--", "sh", "-c", script]).arg(&root));
     let (_, said) = fail(&mut node.cricket(["image", "verify"]));
     assert!(said.contains(&name) && said.contains("image pull"), "{said}");

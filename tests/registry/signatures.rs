@@ -107,7 +107,8 @@ async fn unsigned_images_and_signatures_of_something_else_are_refused() {
     let tag = format!("{}.sig", digest.to_string().replace(':', "-"));
     let list = tampered.manifests.get_mut(&tag).expect("the signature");
     list.1 = String::from_utf8(list.1.clone()).expect("JSON").replace("MEU", "MEX").replace("MEQ", "MEX").into_bytes();
-    for (what, content) in [("unsigned", unsigned), ("of another", of_another), ("tampered", tampered), ("moved", moved)]
+    for (what, content) in
+        [("unsigned", unsigned), ("of another", of_another), ("tampered", tampered), ("moved", moved)]
     {
         let error = pull(&content, "reg.test/a/b", vec![ours.clone()]).await.0.expect_err(what);
         assert_eq!(error.kind, ImageErrorKind::Untrusted, "{what}: {error}");

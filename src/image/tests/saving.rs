@@ -53,11 +53,10 @@ fn odd_layer() -> Vec<u8> {
     tar
 }
 
-async fn saved(images: &Images, name: &str, format: Format) -> Vec<u8> {
+pub async fn saved(images: &Images, name: &str, format: Format) -> Vec<u8> {
     let sink = Sink::default();
     images.save(vec![name.to_owned()], format, Box::new(sink.clone())).await.expect("saved");
-    let bytes = sink.0.lock().expect("no panic").clone();
-    bytes
+    sink.0.lock().expect("no panic").clone()
 }
 
 #[tokio::test]
@@ -81,7 +80,10 @@ async fn an_image_is_saved_with_its_id_and_every_byte_of_its_layers() {
         assert_eq!(whole, 2, "{format:?}: each layer as it came");
         let other = Scratch::new("save-other");
         let loaded = other.images().await.load(Box::new(Cursor::new(archive)), None).await.expect("loaded");
-        assert_eq!((loaded[0].id.as_str(), loaded[0].repo_tags.as_slice()), (id.as_str(), &["reg.io/a:1".to_owned()][..]));
+        assert_eq!(
+            (loaded[0].id.as_str(), loaded[0].repo_tags.as_slice()),
+            (id.as_str(), &["reg.io/a:1".to_owned()][..])
+        );
     }
     let error = images.save(vec!["reg.io/none:1".to_owned()], Format::Oci, Box::new(std::io::sink())).await;
     assert_eq!(error.expect_err("no such image").kind, ImageErrorKind::NotFound);

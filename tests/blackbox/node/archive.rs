@@ -28,9 +28,7 @@ pub fn archive_of(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = config.to_string().into_bytes();
-    let descriptor = |kind: &str, bytes: &[u8]| {
-        serde_json::json!({"mediaType": format!("{oci}.{kind}"), "digest": digest(bytes), "size": bytes.len()})
-    };
+    let descriptor = |kind: &str, bytes: &[u8]| serde_json::json!({"mediaType": format!("{oci}.{kind}"), "digest": digest(bytes), "size": bytes.len()});
     let manifest = serde_json::json!({
         "schemaVersion": 2, "mediaType": format!("{oci}.manifest.v1+json"),
         "config": descriptor("config.v1+json", &config),

@@ -209,6 +209,16 @@ impl Node {
         self.assert_nothing_left().await;
     }
 
+    /// As [`Node::stop_and_account`], for a daemon whose root nobody outside sees: it is told by a signal.
+    pub async fn terminate_and_account(mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon was started");
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
+        let status = eventually("the daemon ends", || daemon.try_wait().expect("our child")).await;
+        assert!(status.success(), "cricket serve: {status}\n{}", self.daemon_said());
+        self.assert_nothing_left().await;
+    }
+
     /// Processes, mounts and sockets are as they were before the node was started.
     pub async fn assert_nothing_left(&self) {
         let mut left = Vec::new();
