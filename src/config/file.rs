@@ -25,6 +25,8 @@ pub struct File {
     #[serde(default)]
     pub images: Images,
     #[serde(default)]
+    pub policy: BTreeMap<String, Policy>,
+    #[serde(default)]
     pub streaming: Streaming,
     #[serde(default)]
     pub network: Network,
@@ -52,6 +54,16 @@ pub struct Registry {
 #[serde(deny_unknown_fields)]
 pub struct Images {
     pub pinned: Option<Vec<String>>,
+}
+
+/// `[policy."registry.example/team"]`: one of the two.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    #[serde(default)]
+    pub keys: Vec<PathBuf>,
+    #[serde(default)]
+    pub accept: bool,
 }
 
 /// `[streaming]`

@@ -33,6 +33,8 @@ pub struct Config {
     pub short_names: String,
     /// Names of images that nothing removes.
     pub pinned_images: Vec<String>,
+    /// Which images must be signed; none: every image is taken.
+    pub policy: Vec<SignatureRule>,
     /// Which cgroup driver kubelets are told to use.
     pub cgroup_driver: CgroupDriver,
     /// `127.0.0.1:0`: where exec, attach and port-forward sessions are served.
@@ -49,6 +51,15 @@ pub struct Config {
     pub metrics_address: Option<std::net::SocketAddr>,
     /// What RuntimeClasses may name besides the default.
     pub runtimes: RuntimeHandlers,
+}
+
+/// Whose signature the images of a registry or a repository need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignatureRule {
+    /// `registry.example`, `registry.example/team`, or `*` for every image. The longest one that fits decides.
+    pub scope: String,
+    /// Public keys, one of which must have signed; none: images are taken without a signature.
+    pub keys: Vec<PathBuf>,
 }
 
 /// Who makes the cgroups of pods.

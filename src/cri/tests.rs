@@ -22,6 +22,7 @@ fn facts() -> Facts {
     let config = Config {
         short_names: String::new(),
         pinned_images: Vec::new(),
+        policy: Vec::new(),
         root: "/root-dir".into(),
         state: "/state-dir".into(),
         socket: "/state-dir/cricket.sock".into(),

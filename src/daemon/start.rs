@@ -27,6 +27,7 @@ pub async fn open(facts: &Facts, calls: &Calls, closing: CancellationToken) -> R
         in_user_namespace: node.kind != NodeKind::Root,
         pinned: config.pinned_images.clone(),
         short_names: config.short_names.clone(),
+        policy: config.policy.clone(),
     })
     .await?;
     let template = Template::start(template_options(node)?).await?;

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_a_number_below_two_to_the_31_or_a_name() {
+    fn row_28_a_user_is_a_number_below_two_to_the_31_or_a_name() {
         let id = |id| Some(Principal::Id(id));
         let named = |name: &str| Some(Principal::Name(name.to_owned()));
         for (text, expected) in [
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn newlines_in_the_environment_are_kept_as_they_are() {
+    fn row_30_newlines_in_the_environment_stay_in_the_environment() {
         let valid = with(json!({"Env": ["HOME=/root\nroot::0:0::/:/bin/sh", "EMPTY"]})).expect("valid");
         assert_eq!(valid.config.env, ["HOME=/root\nroot::0:0::/:/bin/sh"]);
     }

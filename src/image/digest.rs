@@ -103,6 +103,17 @@ impl fmt::Debug for Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn row_24_what_is_taken_for_a_digest_is_no_path(text in "(sha256|sha512|[a-z./]{0,8}):?[0-9a-fA-F./]{0,130}") {
+            if let Ok(digest) = text.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), text);
+                prop_assert!(digest.hex().bytes().all(|b| b.is_ascii_hexdigit()));
+            }
+        }
+    }
 
     #[test]
     fn only_exact_digests_are_taken() {

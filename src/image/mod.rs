@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod model;
 pub mod pins;
 pub mod platform;
+pub mod policy;
 pub mod progress;
 pub mod pull;
 pub mod reference;

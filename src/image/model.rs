@@ -127,6 +127,8 @@ pub struct ImageOptions {
     pub pinned: Vec<String>,
     /// The registry that completes names without one; empty: such names are not pulled.
     pub short_names: String,
+    /// Which images must be signed.
+    pub policy: Vec<crate::config::SignatureRule>,
 }
 
 /// Bytes and inodes used by images and snapshots.

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use super::digest::Digest;
 use super::manifest::{Descriptor, ImageManifest, Manifest, ManifestError};
 use super::platform::Platform;
+use super::policy::{self, Policy};
 use super::progress::Progress;
 use super::reference::Reference;
 use super::registry::patience::Patience;
@@ -50,6 +51,7 @@ pub struct Puller {
 
 struct State {
     registry_config_path: PathBuf,
+    policy: Policy,
     store: Store,
     platform: Platform,
     patience: Patience,
@@ -102,6 +104,7 @@ impl Puller {
     pub fn with_patience(options: &ImageOptions, store: Store, patience: Patience) -> Self {
         let state = State {
             registry_config_path: options.registry_config_path.clone(),
+            policy: Policy::new(options.policy.clone()),
             store,
             platform: Platform::host(),
             patience,
@@ -191,12 +194,15 @@ impl Pull {
     async fn run(self, credentials: Option<Credentials>) -> Result<Arc<Image>, ImageError> {
         let state = &self.state;
         let directory = state.registry_config_path.clone();
-        let session = Session::open(directory, self.reference.clone(), credentials, state.patience.clone()).await?;
+        let patience = state.patience.clone();
+        let session = Session::open(directory, self.reference.clone(), credentials.clone(), patience).await?;
         let session = Arc::new(session);
-        if let Some(image) = self.unchanged(&session).await? {
+        if let Some((image, digest)) = self.unchanged(&session).await? {
+            self.check_signature(&digest, credentials).await?;
             return Ok(image);
         }
         let top = session.resolve().await?;
+        self.check_signature(&top.digest, credentials).await?;
         let (manifest, digest) = self.choose(&session, &top).await?;
         let config = session.config(&manifest.config).await?.bytes;
         let diff_ids = diff_ids(&config)?;
@@ -217,17 +223,27 @@ impl Pull {
     }
 
     /// The image that is here under this name, if the registry says that it still is the one.
-    async fn unchanged(&self, session: &Session) -> Result<Option<Arc<Image>>, ImageError> {
+    async fn unchanged(&self, session: &Session) -> Result<Option<(Arc<Image>, Digest)>, ImageError> {
         let Some(image) = self.state.store.find(&self.reference.to_string())? else { return Ok(None) };
         match session.current_digest().await {
             Ok(Some(digest)) => {
                 let name = self.reference.repo_digest(&digest);
                 let whole = || image.layers.iter().all(|layer| self.is_here(layer));
-                Ok((image.repo_digests.contains(&name) && whole()).then_some(image))
+                Ok((image.repo_digests.contains(&name) && whole()).then_some((image, digest)))
             }
             // Some registries know no HEAD, and some mirrors fail: GET decides.
             Ok(None) | Err(_) => Ok(None),
         }
+    }
+
+    /// What the policy wants of the image, if anything, before any of it is taken.
+    async fn check_signature(&self, digest: &Digest, credentials: Option<Credentials>) -> Result<(), ImageError> {
+        let state = &self.state;
+        let Some(keys) = state.policy.keys(&self.reference) else { return Ok(()) };
+        let reference = policy::signatures_of(&self.reference, digest)?;
+        let (directory, patience) = (state.registry_config_path.clone(), state.patience.clone());
+        let session = Session::open(directory, reference, credentials, patience).await?;
+        Policy::check(keys, &self.reference, digest, &session).await
     }
 
     /// Not so where the layer was found damaged.

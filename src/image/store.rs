@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +107,7 @@ impl Store {
         let images = root.join("images");
         make_directory(&images)?;
         let layers = LayerStore::open(root.join("layers"), in_user_namespace)?;
-        let mut index = Index::default();
+        let mut found = Vec::new();
         for entry in std::fs::read_dir(&images).map_err(io_error("read", &images))? {
             let path = entry.map_err(io_error("read", &images))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -114,10 +115,11 @@ impl Store {
                 continue;
             }
             match read_image(&path, &layers, &pins) {
-                Ok((id, held)) => drop(index.images.insert(id, held)),
+                Ok((id, held)) => found.push((written_at(&path), id, held)),
                 Err(e) => tracing::warn!("image {} is not used, pull it again: {e}", path.display()),
             }
         }
+        let index = Index { images: with_names_once(found), snapshots: HashMap::new() };
         let shared = Shared { images, layers, pins, index: RwLock::new(index), writing: Mutex::new(()) };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -366,6 +368,27 @@ fn read_config(path: &Path, id: &Digest) -> Result<Vec<u8>, ImageError> {
         true => Ok(config),
         false => Err(ImageError::new(ImageErrorKind::Internal, format!("the config of image {id} is damaged"))),
     }
+}
+
+fn written_at(record: &Path) -> Option<SystemTime> {
+    std::fs::metadata(record).and_then(|metadata| metadata.modified()).ok()
+}
+
+/// Between a commit and the records of those who lose a tag by it there may have been a crash: the last one has it.
+fn with_names_once(mut found: Vec<(Option<SystemTime>, Digest, Held)>) -> BTreeMap<Digest, Held> {
+    found.sort_by_key(|(at, ..)| std::cmp::Reverse(*at));
+    let mut taken = HashSet::new();
+    let mut images = BTreeMap::new();
+    for (_, id, mut held) in found {
+        if held.image.repo_tags.iter().any(|tag| taken.contains(tag)) {
+            let mut image = Image::clone(&held.image);
+            image.repo_tags.retain(|tag| !taken.contains(tag));
+            held.image = Arc::new(image);
+        }
+        taken.extend(held.image.repo_tags.iter().cloned());
+        images.insert(id, held);
+    }
+    images
 }
 
 /// A config without a record, or what a crash left of writing either.

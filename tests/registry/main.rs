@@ -8,3 +8,4 @@ mod mock;
 mod pulls;
 mod real;
 mod resume;
+mod signatures;

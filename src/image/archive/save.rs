@@ -25,6 +25,9 @@ const END_BYTES: usize = 1024;
 /// What a reader of an OCI layout looks at first.
 const LAYOUT: (&str, &str) = ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#);
 
+/// Where an OCI layout has everything else.
+const BLOBS: &str = "blobs/";
+
 /// How an archive is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -135,6 +138,12 @@ impl<W: Write> Archive<'_, W> {
             json!({"schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": entries}).to_string();
         self.file(LAYOUT.0, LAYOUT.1.as_bytes())?;
         self.file(INDEX, index.as_bytes())?;
+        // skopeo makes directories that have no entry as root's, which an ordinary user may not.
+        let layers = images.iter().flat_map(|image| &image.layers).map(|(diff_id, _)| diff_id);
+        let blobs = documents.iter().map(|(digest, _)| digest).chain(layers).map(blob_name);
+        let parents = blobs.filter_map(|name| Some(format!("{}/", name.rsplit_once('/')?.0)));
+        self.directory(BLOBS)?;
+        parents.collect::<BTreeSet<_>>().iter().try_for_each(|parent| self.directory(parent))?;
         documents.iter().try_for_each(|(digest, bytes)| self.file(&blob_name(digest), bytes))
     }
 
@@ -146,6 +155,10 @@ impl<W: Write> Archive<'_, W> {
         let manifest = serde_json::Value::from_iter(entries).to_string();
         self.file(super::docker::MANIFEST, manifest.as_bytes())?;
         images.iter().try_for_each(|image| self.file(&docker_config(image), &image.config))
+    }
+
+    fn directory(&mut self, name: &str) -> Result<(), ImageError> {
+        self.entry(tar::EntryType::Directory, name, 0, 0o755)
     }
 
     fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), ImageError> {
@@ -168,10 +181,17 @@ impl<W: Write> Archive<'_, W> {
     }
 
     fn header(&mut self, name: &str, size: u64) -> Result<(), ImageError> {
+        self.entry(tar::EntryType::Regular, name, size, 0o644)
+    }
+
+    fn entry(&mut self, kind: tar::EntryType, name: &str, size: u64, mode: u32) -> Result<(), ImageError> {
         let mut header = tar::Header::new_gnu();
         header.set_path(name).map_err(unwritten)?;
+        header.set_entry_type(kind);
         header.set_size(size);
-        header.set_mode(0o644);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(0);
         header.set_cksum();
         self.put(header.as_bytes())

@@ -9,7 +9,7 @@ mod connector;
 mod duration;
 mod endpoint;
 pub mod error;
-mod files;
+pub(super) mod files;
 pub mod hosts;
 pub mod patience;
 pub mod saved;

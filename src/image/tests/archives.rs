@@ -115,6 +115,25 @@ async fn several_images_share_layers_and_links_are_followed() {
 }
 
 #[tokio::test]
+async fn a_damaged_layer_is_refused_also_where_a_good_one_is_here() {
+    if !in_node("archives::a_damaged_layer_is_refused_also_where_a_good_one_is_here") {
+        return;
+    }
+    let scratch = Scratch::new("damaged-known");
+    load(&scratch, archive(&docker(&layers(), &["a:1"]))).await.expect("the good one");
+    for mut files in [docker(&layers(), &["b:1"]), oci(&layers(), &[])] {
+        let is_layer = |name: &String| *name == "0/layer.tar" || name.ends_with(sha256(&gzip(&layers()[0])).hex());
+        let name = files.keys().find(|name| is_layer(name)).expect("a layer").clone();
+        let bytes = files.get_mut(&name).expect("there");
+        let at = bytes.len() / 3;
+        bytes[at] ^= 1;
+        let error = load(&scratch, archive(&files)).await.expect_err(&name);
+        assert_eq!(error.kind, ImageErrorKind::BadImage, "{error}");
+    }
+    assert_eq!(scratch.images().await.list().len(), 1, "what was there stays");
+}
+
+#[tokio::test]
 async fn broken_archives_name_what_is_wrong_and_leave_nothing() {
     if !in_node("archives::broken_archives_name_what_is_wrong_and_leave_nothing") {
         return;

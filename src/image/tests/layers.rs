@@ -238,3 +238,25 @@ async fn what_a_crash_left_half_made_goes_at_the_next_open() {
     commit(&scratch.store(), &[layer], "docker.io/library/x:1").await;
     assert_eq!(scratch.images().await.list().len(), 1);
 }
+
+#[tokio::test]
+async fn a_tag_names_one_image_also_after_a_crash_between_two_records() {
+    if !in_node("layers::a_tag_names_one_image_also_after_a_crash_between_two_records") {
+        return;
+    }
+    let scratch = Scratch::new("two-records");
+    let store = scratch.store();
+    let old = commit(&store, &[Layer::new().file("old", "1").tar()], "reg.io/a:1").await;
+    let record = scratch.options().root.join("images").join(format!("{}.json", old.id.replace(':', "-")));
+    let before = std::fs::read(&record).expect("a record");
+    let written = std::fs::metadata(&record).and_then(|m| m.modified()).expect("a time");
+    let new = commit(&store, &[Layer::new().file("new", "2").tar()], "reg.io/a:1").await;
+    drop(store);
+    // The crash came before the old image's record was written without its tag.
+    std::fs::write(&record, before).expect("written");
+    let file = std::fs::File::options().write(true).open(&record).expect("open");
+    file.set_modified(written).expect("a time");
+    let store = scratch.store();
+    assert_eq!(store.find("reg.io/a:1").expect("no error").expect("an image").id, new.id);
+    assert_eq!(store.find(&old.id).expect("no error").expect("an image").repo_tags, Vec::<String>::new());
+}

@@ -272,3 +272,24 @@ async fn owners_that_are_no_ids_are_refused() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn row_31_labels_of_an_image_are_shown_and_mean_nothing() {
+    if !in_node("security::row_31_labels_of_an_image_are_shown_and_mean_nothing") {
+        return;
+    }
+    let scratch = Scratch::new("labels");
+    let store = scratch.store();
+    let tar = Layer::new().file("f", "f").tar();
+    unpack(&store, &tar).await.expect("unpacked");
+    let labels = ["io.cri-containerd.pinned", "io.kubernetes.container.name", "cricket.pinned", "pinned"];
+    let labels: serde_json::Map<_, _> = labels.iter().map(|key| ((*key).to_owned(), "pinned".into())).collect();
+    let mut config: serde_json::Value = serde_json::from_slice(&config(&[tar])).expect("JSON");
+    config["config"]["Labels"] = labels.into();
+    let names = crate::image::store::ImageNames::default();
+    let image = store.commit_image(config.to_string().into_bytes(), None, names).await.expect("committed");
+    assert_eq!((image.config.labels.len(), image.pinned), (4, false));
+    drop(store);
+    let (removed, _) = scratch.images().await.prune(false).await.expect("pruned");
+    assert_eq!(removed.len(), 1);
+}

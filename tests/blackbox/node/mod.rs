@@ -2,6 +2,7 @@
 //!
 //! One at a time: the account counts processes and mounts of the whole user, so tests that hold a [`Node`] take turns.
 
+mod archive;
 mod footprint;
 mod pods;
 mod registry;
@@ -20,6 +21,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
+pub use archive::{archive_of, layer_of};
 pub use footprint::{Footprint, mount_points, parent_of, processes_with};
 pub use pods::{DEMO, LogLine, container, create_request, log_lines, pod};
 pub use registry::Registry;
@@ -40,6 +42,8 @@ static TURN: Mutex<()> = Mutex::const_new(());
 pub struct Node {
     daemon: Option<Child>,
     pub dir: PathBuf,
+    /// In front of `cricket serve`: where a test has it run elsewhere.
+    pub enter: Vec<String>,
     before: Footprint,
     _turn: MutexGuard<'static, ()>,
 }
@@ -62,7 +66,7 @@ impl Node {
         for name in ["", "certs.d", "logs", "run"] {
             std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir.join(name)).expect("a directory in /tmp");
         }
-        Self { daemon: None, before: Footprint::take(), dir, _turn: turn }
+        Self { daemon: None, enter: Vec::new(), before: Footprint::take(), dir, _turn: turn }
     }
 
     /// Starts the daemon in what [`Node::prepare`] made.
@@ -77,9 +81,17 @@ impl Node {
     pub fn serve(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.daemon_log()).expect("a log");
         let stderr = log.try_clone().expect("a descriptor");
-        let mut command = self.cricket(["serve"]);
+        let mut command = self.in_front(self.cricket(["serve"]));
         let child = command.stdin(Stdio::null()).stdout(log).stderr(stderr).spawn();
         self.daemon = Some(child.expect("scripts/test builds cricket"));
+    }
+
+    fn in_front(&self, command: Command) -> Command {
+        let Some((program, arguments)) = self.enter.split_first() else { return command };
+        let mut longer = Command::new(program);
+        longer.args(arguments).arg(command.get_program()).args(command.get_args());
+        longer.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        longer
     }
 
     /// Waits until RuntimeReady is true.
@@ -211,6 +223,16 @@ impl Node {
     pub async fn stop_and_account(mut self) {
         succeed(&mut self.cricket(["stop", "--pods"]));
         let mut daemon = self.daemon.take().expect("a daemon was started");
+        let status = eventually("the daemon ends", || daemon.try_wait().expect("our child")).await;
+        assert!(status.success(), "cricket serve: {status}\n{}", self.daemon_said());
+        self.assert_nothing_left().await;
+    }
+
+    /// As [`Node::stop_and_account`], for a daemon whose root nobody outside sees: it is told by a signal.
+    pub async fn terminate_and_account(mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon was started");
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
         let status = eventually("the daemon ends", || daemon.try_wait().expect("our child")).await;
         assert!(status.success(), "cricket serve: {status}\n{}", self.daemon_said());
         self.assert_nothing_left().await;

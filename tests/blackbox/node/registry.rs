@@ -1,6 +1,6 @@
 //! Debian's docker-registry on a loopback port, for as long as a test runs, and the node's way to it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::{Node, eventually, provision, succeed, text};
@@ -10,17 +10,35 @@ pub struct Registry {
     process: Child,
     /// `127.0.0.1:PORT`.
     pub address: String,
+    /// `user:secret`, where it asks for that.
+    login: Option<&'static str>,
 }
+
+/// What [`Registry::start_private`] asks for, and how htpasswd writes it.
+const LOGIN: &str = "user:secret";
+const HTPASSWD: &str = "user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 
 impl Registry {
     /// Starts one and tells the node that it speaks plain HTTP.
     pub async fn start(node: &Node) -> Self {
+        Self::start_with(node, None).await
+    }
+
+    /// As [`Self::start`]; it serves only those who say [`LOGIN`].
+    pub async fn start_private(node: &Node) -> Self {
+        let dir = node.dir.join("registry");
+        std::fs::create_dir_all(&dir).expect("a directory of ours");
+        std::fs::write(dir.join("htpasswd"), HTPASSWD).expect("a file of ours");
+        Self::start_with(node, Some(LOGIN)).await
+    }
+
+    async fn start_with(node: &Node, login: Option<&'static str>) -> Self {
         let dir = node.dir.join("registry");
         let mut command = Command::new(provision("scripts/registry"));
         let process = command.arg(&dir).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("bash");
         let file = dir.join("address");
         let address = eventually("the registry listens", || std::fs::read_to_string(&file).ok()).await;
-        let registry = Self { process, address: address.trim().to_owned() };
+        let registry = Self { process, address: address.trim().to_owned(), login };
         registry.serve_as(node, &registry.address);
         registry
     }
@@ -36,9 +54,15 @@ impl Registry {
 
     /// Pushes one of scripts/images, and answers the name by which it can be pulled.
     pub fn push(&self, image: &str, repository: &str) -> String {
-        let archive: PathBuf = provision(&format!("images/{image}.tar"));
+        self.push_archive(&provision(&format!("images/{image}.tar")), repository)
+    }
+
+    /// Pushes the image of an archive, and answers the name by which it can be pulled.
+    pub fn push_archive(&self, archive: &Path, repository: &str) -> String {
         let name = format!("{}/{repository}", self.address);
-        let output = succeed(Command::new(provision("scripts/push")).arg(archive).arg(&name));
+        let mut command = Command::new(provision("scripts/push"));
+        command.arg(archive).arg(&name).envs(self.login.map(|login| ("PUSH_LOGIN", login)));
+        let output = succeed(&mut command);
         assert!(text(&output.stdout).contains("sha256:"), "scripts/push says the digest");
         name
     }
