@@ -13,5 +13,6 @@ mod containers;
 mod crictl;
 mod daemon_killed;
 mod hundred_pods;
+mod limits;
 mod pod_network;
 mod supervisor_killed;
