@@ -163,10 +163,7 @@ fn end_node(state: &Path) -> anyhow::Result<Option<String>> {
     let was_there = record.is_live() && record.process.end(NODE_PATIENCE).context("ending the node process")?;
     NodeRecord::remove(state)?;
     if let Some(base) = &record.cgroup {
-        // Empty now; where they are not, they are the next daemon's.
-        for leaf in [cgroups::NODE_LEAF, cgroups::DAEMON_LEAF] {
-            let _ = std::fs::remove_dir(base.join(leaf));
-        }
+        cgroups::clear(base);
     }
     Ok(was_there.then(|| format!("ended the node (pid {})", record.process.pid)))
 }
