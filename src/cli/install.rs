@@ -110,7 +110,9 @@ impl Place {
         let path = self.directory.join(name);
         fs::create_dir_all(&self.directory).with_context(|| format!("making {}", self.directory.display()))?;
         let new = self.directory.join(format!(".{name}.new"));
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("writing {}", path.display()))?;
         println!("wrote {}", path.display());
         Ok(())
     }
@@ -203,7 +205,9 @@ mod tests {
         {
             let unit = service(template, "/opt/cricket serve").expect("a unit");
             assert_eq!(unit.lines().filter(|line| *line == "ExecStart=/opt/cricket serve").count(), 1);
-            for line in ["Type=notify", "Delegate=yes", "DelegateSubgroup=daemon", "KillMode=process", "OOMPolicy=continue"] {
+            for line in
+                ["Type=notify", "Delegate=yes", "DelegateSubgroup=daemon", "KillMode=process", "OOMPolicy=continue"]
+            {
                 assert!(unit.lines().any(|found| found == line), "{line}");
             }
         }

@@ -79,6 +79,11 @@ pub(crate) fn resolve(
         any = true;
     }
     let mut unified = wish.unified.clone();
+    let (memory, both) = (wish.memory_limit_in_bytes, wish.memory_swap_limit_in_bytes);
+    if memory > 0 && memory == both && cgroups.controllers.iter().any(|c| c == "memory") {
+        // No swap at all: the runtime library takes the difference, a zero, for no wish.
+        unified.entry("memory.swap.max".to_owned()).or_insert_with(|| "0".to_owned());
+    }
     unified.retain(|key, _| {
         let controller = key.split('.').next().unwrap_or_default();
         controller == "cgroup" || has(controller, key, true)
@@ -165,6 +170,9 @@ mod tests {
         assert_eq!(limits.cpu().as_ref().expect("cpu").shares(), Some(512));
         assert!(limits.memory().is_none() && limits.unified().is_none());
         assert_eq!(lost.len(), 2, "{lost:?}");
+        let no_swap = cri::LinuxContainerResources { memory_swap_limit_in_bytes: 1 << 20, ..wish };
+        let limits = resolve(&no_swap, &cgroups(&["memory"])).0.expect("some");
+        assert_eq!(limits.unified().as_ref().expect("one")["memory.swap.max"], "0");
         assert_eq!(resolve(&cri::LinuxContainerResources::default(), &cgroups(&[])), (None, Vec::new()));
     }
 }

@@ -127,7 +127,8 @@ fn children(cgroup: &Path) -> Vec<PathBuf> {
 
 /// Whether a process is in it or below it.
 fn is_populated(cgroup: &Path) -> bool {
-    fs::read_to_string(cgroup.join("cgroup.events")).is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+    fs::read_to_string(cgroup.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }
 
 /// Enables every wanted controller for the children of `base`; what cannot be is told, one sentence each.
@@ -195,7 +196,10 @@ pub fn of_found_node() -> Cgroups {
         return without(format!("no limits can be enforced: no cgroup below {MOUNT} may be written to"));
     };
     if let Err(error) = leave(&base) {
-        return without(format!("no limits can be enforced: cannot move the daemon out of {}: {error}", base.display()));
+        return without(format!(
+            "no limits can be enforced: cannot move the daemon out of {}: {error}",
+            base.display()
+        ));
     }
     let (controllers, missing) = enable(&base);
     Cgroups { root: Some(base), controllers, missing }
