@@ -13,6 +13,7 @@ mod client;
 pub mod enter;
 pub mod exec;
 pub mod image;
+pub mod install;
 mod log_file;
 pub mod logs;
 mod lookup;
@@ -56,6 +57,8 @@ pub enum Command {
     Stop(stop::Args),
     /// Say what this machine offers and what it lacks, and how to mend it
     Check(check::Args),
+    /// Write and enable the systemd unit, for this user or (as root) for the machine
+    Install(install::Args),
     /// Run a command (or a shell) in the node's namespaces: a kubelet, for one
     Enter(enter::Args),
     /// Run a pod with one container from an image
@@ -90,6 +93,7 @@ impl Cli {
             Command::Serve(args) => serve::run(args, settings),
             Command::Stop(args) => stop::run(args, settings),
             Command::Check(args) => check::run(args, settings),
+            Command::Install(args) => install::run(args, settings),
             Command::Enter(args) => enter::run(args, settings),
             Command::Run(args) => run::run(args, settings),
             Command::Image(args) => image::run(args, settings),

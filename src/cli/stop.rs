@@ -2,6 +2,7 @@
 //! runs in the node. The way out goes with the node. Ending what has ended is no error. Mounts and networks go with their
 //! namespaces.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use crate::rootless::{NodeRecord, cgroups};
 use crate::store::Lock;
 use crate::sys::process::end_all;
 
+/// The unix sockets of this network namespace, which is the daemon's: "Num RefCount Protocol Flags Type St Inode Path".
+const SOCKETS: &str = "/proc/net/unix";
 /// The daemon lets calls under way end for half of it.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
 /// Containers' own programs may use it to end well.
@@ -70,10 +73,13 @@ fn end_daemon(config: &Config) -> anyhow::Result<Option<String>> {
     Ok(Some(format!("ended the daemon (pid {})", daemon.pid)))
 }
 
-/// A daemon that was killed leaves its socket.
+/// A daemon that was killed leaves its socket. Nobody is called to find out: one that systemd holds would start the
+/// daemon again.
 fn remove_stale_socket(socket: &Path) {
-    if std::os::unix::net::UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
-    {
+    let sockets = std::fs::read_to_string(SOCKETS).unwrap_or_default();
+    let is_bound = sockets.lines().any(|line| line.split_ascii_whitespace().nth(7).map(Path::new) == Some(socket));
+    let is_socket = std::fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket && !is_bound {
         let _ = std::fs::remove_file(socket);
     }
 }
@@ -157,10 +163,7 @@ fn end_node(state: &Path) -> anyhow::Result<Option<String>> {
     let was_there = record.is_live() && record.process.end(NODE_PATIENCE).context("ending the node process")?;
     NodeRecord::remove(state)?;
     if let Some(base) = &record.cgroup {
-        // Empty now; where they are not, they are the next daemon's.
-        for leaf in [cgroups::NODE_LEAF, cgroups::DAEMON_LEAF] {
-            let _ = std::fs::remove_dir(base.join(leaf));
-        }
+        cgroups::clear(base);
     }
     Ok(was_there.then(|| format!("ended the node (pid {})", record.process.pid)))
 }

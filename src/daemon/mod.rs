@@ -137,6 +137,7 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
 
 /// Serves from the first moment, becomes ready, ends.
 async fn run(facts: Facts, socket: &Socket) -> Result<(), DaemonError> {
+    shutdown::feed_watchdog();
     let closing = CancellationToken::new();
     let services = Services::new(facts.clone(), closing.clone());
     let calls = Calls::default();

@@ -29,6 +29,20 @@ pub fn tell_stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
+/// Where the unit has a watchdog, tells it from a task: a daemon whose tasks do not run any more is started anew. Its
+/// pods do not notice.
+pub fn feed_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else { return };
+    tokio::spawn(async move {
+        // As sd_watchdog_enabled(3) advises.
+        let mut pause = tokio::time::interval(limit / 2);
+        loop {
+            pause.tick().await;
+            tell(&[NotifyState::Watchdog]);
+        }
+    });
+}
+
 fn tell(state: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("systemd was not told: {error}");

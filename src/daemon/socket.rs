@@ -1,4 +1,5 @@
-//! The unix socket: 0600, ours alone, and who may speak on it.
+//! The unix socket: 0600, ours alone, and who may speak on it. Where systemd holds it (`cricket.socket`), it is taken over
+//! as it is, and stays when the daemon goes.
 
 use std::fs;
 use std::future::Future;
@@ -19,6 +20,7 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
 use super::DaemonError;
+use crate::sys;
 
 /// Clients at once; the next one waits until one of them goes.
 const CONNECTIONS: usize = 256;
@@ -29,10 +31,11 @@ const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after accept failed, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Bound and listening; removed when dropped.
+/// Bound and listening; removed when dropped, unless it is systemd's.
 pub struct Socket {
     path: PathBuf,
     listener: UnixListener,
+    of_systemd: bool,
 }
 
 impl Socket {
@@ -40,6 +43,9 @@ impl Socket {
     /// on which somebody answers is left alone.
     pub fn bind(path: &Path) -> Result<Self, DaemonError> {
         let wrong = |problem: String| DaemonError::Socket { path: path.to_owned(), problem };
+        if let Some(listener) = handed_over(path).map_err(wrong)? {
+            return Ok(Self { path: path.to_owned(), listener, of_systemd: true });
+        }
         if is_left_over(path).map_err(wrong)? {
             fs::remove_file(path).map_err(|e| wrong(format!("is left over and cannot be removed: {e}")))?;
         }
@@ -49,7 +55,7 @@ impl Socket {
         rustix::process::umask(mask);
         let listener = listener.map_err(|e| wrong(format!("cannot listen: {e}")))?;
         listener.set_nonblocking(true).map_err(|e| wrong(format!("cannot listen: {e}")))?;
-        Ok(Self { path: path.to_owned(), listener })
+        Ok(Self { path: path.to_owned(), listener, of_systemd: false })
     }
 
     /// The connections of those who may speak here. Called inside the tokio runtime.
@@ -66,8 +72,27 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.of_systemd {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// The socket that systemd started us with (sd_listen_fds(3)), which has to be the one that clients are told of.
+fn handed_over(path: &Path) -> Result<Option<UnixListener>, String> {
+    let mut handed = sd_notify::listen_fds().map_err(|e| format!("cannot be taken over from systemd: {e}"))?;
+    let Some(fd) = handed.next() else { return Ok(None) };
+    if handed.next().is_some() {
+        return Err("systemd handed over more than one socket: leave one ListenStream= in cricket.socket".to_owned());
+    }
+    let socket = sys::descriptors::inherited(fd).map_err(|e| format!("cannot be taken over from systemd: {e}"))?;
+    let listener = UnixListener::from(socket);
+    let address = listener.local_addr().map_err(|e| format!("what systemd handed over is no unix socket: {e}"))?;
+    if address.as_pathname() != Some(path) {
+        return Err(format!("systemd handed over {address:?}: name the same in cricket.socket and the configuration"));
+    }
+    listener.set_nonblocking(true).map_err(|e| format!("cannot listen: {e}"))?;
+    Ok(Some(listener))
 }
 
 /// Refuses a socket on which somebody answers, and what is no socket. Nothing is changed.

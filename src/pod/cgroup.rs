@@ -13,7 +13,7 @@ use crate::rootless::cgroups;
 /// Where cgroup v2 is mounted in the node.
 const MOUNT: &str = "/sys/fs/cgroup";
 /// Below which the cgroups of pods live whose client names no parent.
-pub(crate) const OWN_PARENT: &str = "cricket";
+pub(crate) const OWN_PARENT: &str = cgroups::TOP_LEVEL;
 /// The supervisor's own, in the pod's.
 const SUPERVISOR_LEAF: &str = "supervisor";
 /// How often and how far apart a cgroup is tried whose dead the kernel still holds.
@@ -33,9 +33,10 @@ pub(crate) fn path(directory: &Path) -> PathBuf {
 /// Makes a pod's cgroup with every controller that is to be had on the way. Blocking.
 pub(crate) fn make(pod: &Path) -> Result<(), PodError> {
     let target = directory(pod);
-    let mut missing: Vec<&Path> = target.ancestors().take_while(|level| !level.is_dir()).collect();
-    missing.reverse();
-    for level in missing {
+    let mut levels: Vec<&Path> = target.ancestors().take_while(|level| *level != Path::new(MOUNT)).collect();
+    levels.reverse();
+    for level in levels {
+        // Also in one that is there: whoever made it may have left them out.
         if let Some(parent) = level.parent() {
             cgroups::enable(parent);
         }

@@ -19,8 +19,8 @@ pub const MOUNT: &str = "/sys/fs/cgroup";
 pub const DAEMON_LEAF: &str = "daemon";
 /// Leaf of the node process and of what `cricket enter` runs.
 pub const NODE_LEAF: &str = "node";
-/// The top-level cgroup of pods on machines whose root we are.
-const TOP_LEVEL: &str = "cricket";
+/// Below which the cgroups of pods live whose client names no parent.
+pub const TOP_LEVEL: &str = "cricket";
 /// What a kubelet wants.
 pub const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// CGROUP2_SUPER_MAGIC of linux/magic.h.
@@ -92,19 +92,51 @@ pub fn move_into(cgroup: &Path) -> io::Result<()> {
     fs::write(cgroup.join("cgroup.procs"), "0")
 }
 
-/// Takes controllers away from the children of `base`, so that a process may enter it. That none can be taken is
-/// seen when one tries to enter.
+/// Takes controllers away from the children of `base`, and first from theirs, so that a process may enter it. Where
+/// processes live nothing is taken: they would lose their limits. That it was not enough is seen when one tries to enter.
 pub fn disable(base: &Path) {
+    for child in children(base) {
+        if !is_populated(&child) {
+            disable(&child);
+        }
+    }
     for controller in words(&base.join("cgroup.subtree_control")) {
         let _ = fs::write(base.join("cgroup.subtree_control"), format!("-{controller}"));
     }
 }
 
+/// Removes what an ended node leaves in `base`: its leaves, and the cgroup of its own pods. What somebody still lives in
+/// stays, and is the next daemon's.
+pub fn clear(base: &Path) {
+    let pods = base.join(TOP_LEVEL);
+    for pod in children(&pods) {
+        for leaf in children(&pod) {
+            let _ = fs::remove_dir(leaf);
+        }
+        let _ = fs::remove_dir(pod);
+    }
+    for own in [TOP_LEVEL, NODE_LEAF, DAEMON_LEAF] {
+        let _ = fs::remove_dir(base.join(own));
+    }
+}
+
+fn children(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+/// Whether a process is in it or below it.
+fn is_populated(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
 /// Enables every wanted controller for the children of `base`; what cannot be is told, one sentence each.
 pub fn enable(base: &Path) -> (Vec<String>, Vec<String>) {
     let offered = words(&base.join("cgroup.controllers"));
+    let enabled = words(&base.join("cgroup.subtree_control"));
     let mut missing = Vec::new();
-    for controller in WANTED {
+    for controller in WANTED.into_iter().filter(|wanted| !enabled.iter().any(|name| name == wanted)) {
         if !offered.iter().any(|name| name == controller) {
             missing.push(not_delegated(controller));
         } else if let Err(error) = fs::write(base.join("cgroup.subtree_control"), format!("+{controller}")) {
@@ -169,14 +201,8 @@ pub fn of_found_node() -> Cgroups {
             base.display()
         ));
     }
-    let (_, missing) = enable(&base);
-    let root = base.join(TOP_LEVEL);
-    match fs::create_dir(&root) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            without(format!("no limits can be enforced: cannot make {}: {error}", root.display()))
-        }
-        _ => Cgroups { controllers: enable(&root).0, root: Some(root), missing },
-    }
+    let (controllers, missing) = enable(&base);
+    Cgroups { root: Some(base), controllers, missing }
 }
 
 /// The uppermost cgroup that may be divided: that of the machine or container, or what was delegated to this process.

@@ -127,10 +127,11 @@ fn new(kind: Namespace, base: Option<&Path>) -> io::Result<()> {
     // A cgroup namespace begins where its maker is.
     if let (Namespace::Cgroup, Some(base)) = (kind, base) {
         // A unit's cgroup whose node is gone may still divide its controllers, and then nobody may enter it.
-        cgroups::move_into(base).or_else(|_| {
+        let moved = cgroups::move_into(base).or_else(|_| {
             cgroups::disable(base);
             cgroups::move_into(base)
-        })?;
+        });
+        moved.map_err(|error| io::Error::other(format!("cannot move into the cgroup {}: {error}", base.display())))?;
     }
     kind.make()?;
     match kind {

@@ -18,6 +18,7 @@ mod hundred_pods;
 mod image_soak;
 mod images;
 mod kubelet;
+mod limits;
 mod mounts;
 mod options;
 mod pod_network;

@@ -3,6 +3,7 @@
 //! One at a time: the account counts processes and mounts of the whole user, so tests that hold a [`Node`] take turns.
 
 mod archive;
+pub mod cgroups;
 mod footprint;
 mod pods;
 mod registry;
@@ -30,11 +31,17 @@ pub type Runtime = RuntimeServiceClient<Channel>;
 pub type Images = ImageServiceClient<Channel>;
 
 /// A machine of two cores that does other things too is given this long for what takes a fraction of a second.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often something is looked at while it is waited for.
 const GLANCE: Duration = Duration::from_millis(20);
 /// What a client takes as one message, as kubelets have it.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// How long something is waited for: where the processor is emulated (scripts/vm), CRICKET_TEST_SLOWNESS times as long.
+pub fn patience() -> Duration {
+    let slowness = std::env::var("CRICKET_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    PATIENCE * slowness.unwrap_or(1)
+}
 
 static TURN: Mutex<()> = Mutex::const_new(());
 
@@ -96,7 +103,7 @@ impl Node {
 
     /// Waits until RuntimeReady is true.
     pub async fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             if let Ok(channel) = connect(self.socket()).await
                 && let Ok(answer) = runtime_client(channel).status(cri::StatusRequest::default()).await
@@ -106,7 +113,7 @@ impl Node {
             }
             let ended = self.daemon.as_mut().and_then(|child| child.try_wait().expect("our child"));
             assert!(ended.is_none(), "cricket serve ended: {ended:?}\n{}", self.daemon_said());
-            assert!(Instant::now() < deadline, "not ready after {PATIENCE:?}\n{}", self.daemon_said());
+            assert!(Instant::now() < deadline, "not ready after {:?}\n{}", patience(), self.daemon_said());
             tokio::time::sleep(GLANCE).await;
         }
     }
@@ -226,6 +233,10 @@ impl Node {
         let status = eventually("the daemon ends", || daemon.try_wait().expect("our child")).await;
         assert!(status.success(), "cricket serve: {status}\n{}", self.daemon_said());
         self.assert_nothing_left().await;
+        if let Some(base) = cgroups::base() {
+            let left = cgroups::below(&base, &["daemon"]);
+            assert!(left.is_empty(), "cgroups left behind: {left:?}");
+        }
     }
 
     /// As [`Node::stop_and_account`], for a daemon whose root nobody outside sees: it is told by a signal.
@@ -241,7 +252,7 @@ impl Node {
     /// Processes, mounts and sockets are as they were before the node was started.
     pub async fn assert_nothing_left(&self) {
         let mut left = Vec::new();
-        for _ in 0..PATIENCE.as_millis() / GLANCE.as_millis() {
+        for _ in 0..patience().as_millis() / GLANCE.as_millis() {
             left = Footprint::take().beyond(&self.before);
             if left.is_empty() {
                 break;
@@ -279,12 +290,12 @@ pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T
 
 /// As [`eventually`], where looking is a call.
 pub async fn eventually_async<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        assert!(Instant::now() < deadline, "waited {:?} in vain until {what}", patience());
         tokio::time::sleep(GLANCE).await;
     }
 }
