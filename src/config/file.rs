@@ -1,6 +1,7 @@
 //! `cricket.toml` as typed: every key optional, unknown ones refused with their line.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -47,6 +48,7 @@ pub struct Streaming {
 pub struct Network {
     pub cni_config_dir: Option<PathBuf>,
     pub cni_plugin_dirs: Option<Vec<PathBuf>>,
+    pub cni_timeout_seconds: Option<NonZeroU32>,
     pub pod_cidrs: Option<Vec<String>>,
 }
 
@@ -130,5 +132,6 @@ mod tests {
         assert!(file.registry.config_path.is_some() && file.streaming.address.is_some());
         let network = file.network;
         assert!(network.cni_config_dir.is_some() && network.cni_plugin_dirs.is_some() && network.pod_cidrs.is_some());
+        assert!(network.cni_timeout_seconds.is_some());
     }
 }

@@ -11,6 +11,7 @@ mod file;
 mod resolve;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use environment::Environment;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub cni_config_dir: PathBuf,
     /// CNI plugins. `/opt/cni/bin`, `/usr/lib/cni`.
     pub cni_plugin_dirs: Vec<PathBuf>,
+    /// How long a CNI plugin may take.
+    pub cni_timeout: Duration,
     /// Pod addresses of the built-in network, until a kubelet names others.
     pub pod_cidrs: Vec<String>,
 }

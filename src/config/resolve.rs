@@ -1,7 +1,9 @@
 //! Flags over variables over file over defaults, and the checks after which the code may rely on the result.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::file::{self, File};
 use super::{CgroupDriver, Config, ConfigError, Environment, Flags, defaults};
@@ -45,6 +47,11 @@ fn merge(flags: &Flags, env: &Environment, file: File, path: &Path) -> Result<Co
             .unwrap_or(defaults::STREAMING_ADDRESS),
         cni_config_dir: cni_config.unwrap_or_else(|| defaults::cni_config_dir(env)),
         cni_plugin_dirs: plugin_dirs(env, file.network.cni_plugin_dirs, path)?,
+        cni_timeout: seconds(
+            parsed(env, "CRICKET_CNI_TIMEOUT_SECONDS", "a number of seconds above 0")?
+                .or(file.network.cni_timeout_seconds)
+                .unwrap_or(defaults::CNI_TIMEOUT_SECONDS),
+        ),
         pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
             .or(file.network.pod_cidrs)
             .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),
@@ -83,6 +90,10 @@ fn parsed<T: std::str::FromStr>(env: &Environment, variable: &str, expected: &st
     let Some(value) = env.variable(variable) else { return Ok(None) };
     let message = || format!("{value:?} is not {expected}");
     value.parse().map(Some).map_err(|_| ConfigError::Value { origin: variable.to_owned(), message: message() })
+}
+
+fn seconds(count: NonZeroU32) -> Duration {
+    Duration::from_secs(count.get().into())
 }
 
 fn cgroup_driver(env: &Environment) -> Result<Option<CgroupDriver>, ConfigError> {

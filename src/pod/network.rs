@@ -1,11 +1,14 @@
 //! What pods have of the node's network: an interface and addresses each, where the node has a network for them.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::executor::client::Supervisor;
+use crate::network::cni::CniError;
 use crate::network::outbound::Outbound;
 use crate::network::{Cidr, Network, NetworkError, PodNetwork, PodRequest};
 use crate::pod::context::{blocking, pod_modes};
@@ -78,31 +81,36 @@ impl PodNetworks {
     ) -> Result<Option<PodNetwork>, PodError> {
         self.check(&pod.config)?;
         let Some(network) = self.network.as_ref().ok().filter(|_| has_own(&pod.config)) else { return Ok(None) };
-        let opened = Namespace::Network.open(supervisor.pid());
-        let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
-        let holder = ProcessId::of(supervisor.pid()).map_err(|e| PodError::io("look at the pod's supervisor", &e))?;
-        // It answers after the number was used, so the number was its own.
-        supervisor.network().await?;
+        let (namespace, holder) = namespace_of(supervisor).await?;
         let (id, config, cgroup) = (pod.id.clone(), pod.config.clone(), pod.cgroup.clone());
         Ok(Some(network.set_up(PodRequest { id, namespace, holder, config, cgroup }).await?))
     }
 
     /// Takes note of what a pod of an earlier daemon has.
-    pub(crate) async fn adopt(&self, pod: &PodRecord) {
-        if let (Ok(network), Some(had)) = (&self.network, &pod.network)
-            && let Err(error) = network.adopt(&pod.id, had).await
-        {
+    pub(crate) async fn adopt(&self, pod: &PodRecord, supervisor: &Supervisor) {
+        let (Ok(network), Some(had)) = (&self.network, &pod.network) else { return };
+        let adopted = match namespace_of(supervisor).await {
+            Ok((namespace, holder)) => network.adopt(&pod.id, had, namespace, holder).await.map_err(PodError::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = adopted {
             tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
         }
     }
 
-    /// Takes everything from a pod that has ended; also when it has nothing. Failing, it leaves an interface that
-    /// nobody is behind, which is no reason to keep the pod.
-    pub(crate) async fn tear_down(&self, pod: &PodId) {
-        if let Ok(network) = &self.network
-            && let Err(error) = network.tear_down(pod).await
-        {
-            tracing::warn!(%pod, %error, "a pod's network was not wholly removed");
+    /// After a start: takes away what pods left that are none of `known`, which are adopted. It goes on by itself.
+    pub(crate) fn collect_garbage(&self, known: HashSet<PodId>) {
+        if let Ok(network) = self.network.clone() {
+            tokio::spawn(async move { network.collect_garbage(&known).await });
+        }
+    }
+
+    /// Takes everything from a pod that has ended; also when it has nothing. Where it fails, the pod has something that
+    /// others may need (an address that a plugin keeps for it), and it is to be tried again.
+    pub(crate) async fn tear_down(&self, pod: &PodId) -> Result<(), PodError> {
+        match &self.network {
+            Ok(network) => Ok(network.tear_down(pod).await?),
+            Err(_) => Ok(()),
         }
     }
 
@@ -129,6 +137,16 @@ fn parse(text: &str) -> Result<Vec<Cidr>, PodError> {
     }
 }
 
+/// The pod's network namespace, and the supervisor as a process that lives in it.
+async fn namespace_of(supervisor: &Supervisor) -> Result<(OwnedFd, ProcessId), PodError> {
+    let opened = Namespace::Network.open(supervisor.pid());
+    let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
+    let holder = ProcessId::of(supervisor.pid()).map_err(|e| PodError::io("look at the pod's supervisor", &e))?;
+    // It answers after the number was used, so the number was its own.
+    supervisor.network().await?;
+    Ok((namespace, holder))
+}
+
 fn has_own(config: &cri::PodSandboxConfig) -> bool {
     pod_modes(config).network != wire::NamespaceMode::Node
 }
@@ -136,7 +154,10 @@ fn has_own(config: &cri::PodSandboxConfig) -> bool {
 impl From<NetworkError> for PodError {
     fn from(error: NetworkError) -> Self {
         let kind = match &error {
-            NetworkError::Kernel { .. } => PodErrorKind::Internal,
+            NetworkError::Cni(error) if error.is_temporary() => PodErrorKind::Unavailable,
+            NetworkError::Cni(CniError::Deadline { .. }) => PodErrorKind::DeadlineExceeded,
+            NetworkError::Cni(CniError::Request(_)) => PodErrorKind::Invalid,
+            NetworkError::Kernel { .. } | NetworkError::Cni(_) => PodErrorKind::Internal,
             NetworkError::Exhausted(_) => PodErrorKind::ResourceExhausted,
             NetworkError::Ended => PodErrorKind::Unavailable,
         };

@@ -108,7 +108,9 @@ async fn bring_up(
         network: None,
     };
     if let Err(error) = connect_and_record(context, &mut record, &supervisor).await {
-        end(context, &record, Some(&supervisor)).await;
+        if let Err(error) = end(context, &record, Some(&supervisor)).await {
+            tracing::warn!(pod = %id, %error, "the network of a pod that failed to start was not wholly taken down");
+        }
         let _ = blocking(move || {
             cgroup::remove(&record, &[] as &[Arc<ContainerRecord>]);
             Ok(())
@@ -173,10 +175,10 @@ fn sandbox_spec(
     }
 }
 
-/// Ends everything that runs in the pod, and then takes its network away.
-async fn end(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
+/// Ends everything that runs in the pod, and then takes its network away. An error is the network's: nothing runs.
+async fn end(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) -> Result<(), PodError> {
     end_supervisor(context, pod, supervisor).await;
-    context.networks.tear_down(&pod.id).await;
+    context.networks.tear_down(&pod.id).await
 }
 
 /// Ends everything that runs in the pod. When the supervisor cannot be asked, what it left is found and killed.
@@ -206,10 +208,12 @@ pub(crate) async fn stop(
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end(&context, &pod, supervisor.as_ref()).await;
+    let network = end(&context, &pod, supervisor.as_ref()).await;
     blocking(move || {
         cgroup::remove(&pod, &containers);
         paths::remove_tree(&context.layout.pod_state(&pod.id))?;
+        // Not stopped yet: whoever asked for it, or the next daemon, takes its network away another time.
+        network?;
         let stopped = PodRecord { stopped: true, ..(*pod).clone() };
         stopped_as_recorded(store::write(&context.layout.pod_record(&pod.id), &stopped))
     })
@@ -235,7 +239,7 @@ pub(crate) async fn remove(
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end(&context, &pod, supervisor.as_ref()).await;
+    end(&context, &pod, supervisor.as_ref()).await?;
     for container in &containers {
         context.images.remove_snapshot(container.id.as_str()).await?;
     }

@@ -91,7 +91,12 @@ impl Builtin {
             let _ = self.tear_down(pod);
         }
         result?;
-        Ok(PodNetwork { interface: POD_INTERFACE.to_owned(), node_interface: node_interface(pod), addresses })
+        Ok(PodNetwork {
+            interface: POD_INTERFACE.to_owned(),
+            node_interface: node_interface(pod),
+            addresses,
+            cni: None,
+        })
     }
 
     fn connect(&mut self, pod: &PodId, namespace: &OwnedFd, addresses: &[IpAddr]) -> Result<(), NetworkError> {
