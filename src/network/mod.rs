@@ -158,12 +158,11 @@ impl Network {
     /// Why pods cannot be connected now; none when they can.
     pub async fn missing(&self) -> Option<String> {
         let cni = &self.shared.cni;
-        let outcome = match cni.configured() {
-            Ok(Some(list)) => cni.check_ready(&list).await.map_err(NetworkError::from),
-            Ok(None) => self.builtin().await.map(drop),
-            Err(error) => Err(error.into()),
-        };
-        outcome.err().map(|error| error.to_string())
+        match cni.configured() {
+            Ok(Some(list)) => cni.check_ready(&list).await.err(),
+            Ok(None) => self.builtin().await.err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     /// Gives the pod an interface `eth0`, addresses and routes, by the network that is configured now. After an error
@@ -208,6 +207,11 @@ impl Network {
             Some(running) => running.tear_down(pod).await,
             None => Ok(()),
         }
+    }
+
+    /// That what plugins made for the pod is as they made it; of the built-in network nothing is looked at.
+    pub async fn check(&self, pod: &PodId) -> Result<(), NetworkError> {
+        Ok(self.shared.cni.check(pod).await?)
     }
 
     /// After a start, when all pods that there are (`known`) are adopted: what others left is taken away, and what these

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ use crate::sys::process::ProcessId;
 
 /// Layout of the file of ranges.
 const RANGES_VERSION: u32 = 1;
+
+/// Between two attempts to take down the network of a pod that is no more: doubled from the first to the second.
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 /// `STATE/pod_ranges.json`: the kubelet's word, which it does not repeat to a restarted daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,6 +116,26 @@ impl PodNetworks {
             Ok(network) => Ok(network.tear_down(pod).await?),
             Err(_) => Ok(()),
         }
+    }
+
+    /// As [`PodNetworks::tear_down`], for a pod that is no more and that nobody will ask for: where it fails it is tried
+    /// again, by this daemon and by later ones.
+    pub(crate) async fn abandon(&self, pod: &PodId) {
+        let Err(error) = self.tear_down(pod).await else { return };
+        tracing::warn!(%pod, %error, "the network of a pod that is no more was not wholly taken down: it is tried again");
+        let Ok(network) = self.network.clone() else { return };
+        let pod = pod.clone();
+        tokio::spawn(async move {
+            let mut delay = RETRY_DELAYS.0;
+            loop {
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(RETRY_DELAYS.1);
+                match network.tear_down(&pod).await {
+                    Ok(()) => return tracing::info!(%pod, "the network of a pod that is no more was taken down"),
+                    Err(error) => tracing::warn!(%pod, %error, "a pod's network still cannot be taken down"),
+                }
+            }
+        });
     }
 
     /// See [`crate::pod::Pods::change_pod_ranges`].

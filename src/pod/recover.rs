@@ -127,9 +127,7 @@ async fn end_unknown(context: &Arc<Context>, known: &HashSet<PodId>) -> Result<(
             paths::remove_tree(&directory)
         })
         .await?;
-        if let Err(error) = context.networks.tear_down(&id).await {
-            tracing::warn!(pod = %id, %error, "the network of a pod without a record was not wholly taken down");
-        }
+        context.networks.abandon(&id).await;
     }
     Ok(())
 }

@@ -108,9 +108,8 @@ async fn bring_up(
         network: None,
     };
     if let Err(error) = connect_and_record(context, &mut record, &supervisor).await {
-        if let Err(error) = end(context, &record, Some(&supervisor)).await {
-            tracing::warn!(pod = %id, %error, "the network of a pod that failed to start was not wholly taken down");
-        }
+        end_supervisor(context, &record, Some(&supervisor)).await;
+        context.networks.abandon(id).await;
         let _ = blocking(move || {
             cgroup::remove(&record, &[] as &[Arc<ContainerRecord>]);
             Ok(())

@@ -74,6 +74,9 @@ async fn pods_on_debians_bridge_reach_each_other_and_leave_no_lease_interface_or
     }
     assert_reached(&node, &in_b, &of_a[0]).await;
 
+    let there = left(&node);
+    assert!(there.contains("/10.94.0.") && there.contains(".json") && there.contains("veth"), "{there}");
+
     // One is removed by a daemon that did not make it, the other when its network is configured no more.
     node.kill_daemon();
     node.serve();

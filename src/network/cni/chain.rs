@@ -113,7 +113,10 @@ impl Chain<'_> {
         let output = match self.run("VERSION", list, plugin, input, Vec::new(), &PodNamespace::Gone) {
             Ok(output) => output,
             Err(error @ CniError::Deadline { .. }) => return Err(error),
-            Err(error) => return Ok(tracing::debug!(%error, "a CNI plugin does not tell its versions")),
+            Err(error) => {
+                tracing::debug!(%error, "a CNI plugin does not tell its versions");
+                return Ok(());
+            }
         };
         let Ok(document) = serde_json::from_slice::<Value>(&output) else { return Ok(()) };
         let Some(spoken) = document.get("supportedVersions").and_then(Value::as_array) else { return Ok(()) };

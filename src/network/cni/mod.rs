@@ -47,8 +47,11 @@ pub use list::NetworkList;
 const POD_INTERFACE: &str = "eth0";
 /// Pods that are connected or disconnected at the same time.
 const PARALLEL: usize = 8;
-/// How long a network that was found ready is taken to be so; a kubelet asks every five seconds.
+/// How long a network that was found ready is taken to be so, and one that was not; a kubelet asks every five seconds.
 const READY_FOR: Duration = Duration::from_secs(10);
+const NOT_READY_FOR: Duration = Duration::from_secs(2);
+/// How long a plugin may take to say whether it is ready, where it may not take less anyway: somebody waits for Status.
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What CNI is told by the daemon.
 #[derive(Debug, Clone)]
@@ -95,6 +98,14 @@ struct Held {
 struct Readiness {
     list: NetworkList,
     at: Instant,
+    outcome: Result<(), String>,
+}
+
+impl Readiness {
+    fn holds_for(&self, list: &NetworkList) -> bool {
+        let limit = if self.outcome.is_ok() { READY_FOR } else { NOT_READY_FOR };
+        self.list == *list && self.at.elapsed() < limit
+    }
 }
 
 /// A holder of the lock that panicked left whole values behind.
@@ -134,17 +145,18 @@ impl Cni {
         Ok(found)
     }
 
-    /// Whether pods can be connected by `list` now.
-    pub async fn check_ready(&self, list: &NetworkList) -> Result<(), CniError> {
+    /// Why pods cannot be connected by `list` now. Callers at the same time share one answer.
+    pub async fn check_ready(&self, list: &NetworkList) -> Result<(), String> {
         let mut ready = self.shared.ready.lock().await;
-        if ready.as_ref().is_some_and(|known| known.list == *list && known.at.elapsed() < READY_FOR) {
-            return Ok(());
+        if let Some(known) = ready.as_ref().filter(|known| known.holds_for(list)) {
+            return known.outcome.clone();
         }
-        *ready = None;
         let asked = list.clone();
-        self.in_thread(false, move |shared| shared.chain()?.run(|chain| chain.status(&asked))).await?;
-        *ready = Some(Readiness { list: list.clone(), at: Instant::now() });
-        Ok(())
+        let patience = self.shared.options.patience.min(STATUS_PATIENCE);
+        let answer = self.in_thread(false, move |shared| shared.chain()?.run(patience, |chain| chain.status(&asked)));
+        let outcome = answer.await.map_err(|error| error.to_string());
+        *ready = Some(Readiness { list: list.clone(), at: Instant::now(), outcome: outcome.clone() });
+        outcome
     }
 
     /// Connects a pod. After an error something may be left, which [`Cni::tear_down`] takes away.
@@ -241,9 +253,8 @@ struct Prepared<'a> {
 }
 
 impl Prepared<'_> {
-    fn run<T>(&self, work: impl FnOnce(&Chain<'_>) -> T) -> T {
-        let options = &self.shared.options;
-        work(&Chain { directories: &options.plugin_dirs, places: &self.places, patience: options.patience })
+    fn run<T>(&self, patience: Duration, work: impl FnOnce(&Chain<'_>) -> T) -> T {
+        work(&Chain { directories: &self.shared.options.plugin_dirs, places: &self.places, patience })
     }
 }
 
@@ -263,7 +274,8 @@ impl Shared {
         self.attachments.write(&attachment)?;
         let holder = held.holder;
         lock(&self.held).insert(attachment.pod.clone(), held);
-        let result = self.chain()?.run(|chain| chain.add(&attachment, &PodNamespace::Of(holder)))?;
+        let result =
+            self.chain()?.run(self.options.patience, |chain| chain.add(&attachment, &PodNamespace::Of(holder)))?;
         let name = attachment.list.name.clone();
         let addresses = result.addresses();
         if addresses.is_empty() {
@@ -279,7 +291,7 @@ impl Shared {
         let Some(attachment) = self.attachments.read(pod)? else { return Ok(()) };
         let held = lock(&self.held).get(pod).cloned();
         let namespace = held.as_deref().map_or(PodNamespace::Gone, |held| PodNamespace::Held(&held.namespace));
-        self.chain()?.run(|chain| chain.delete(&attachment, &namespace))?;
+        self.chain()?.run(self.options.patience, |chain| chain.delete(&attachment, &namespace))?;
         lock(&self.held).remove(pod);
         self.attachments.remove(pod)
     }
@@ -287,7 +299,7 @@ impl Shared {
     fn check(&self, pod: &PodId) -> Result<(), CniError> {
         let held = lock(&self.held).get(pod).cloned();
         let (Some(attachment), Some(held)) = (self.attachments.read(pod)?, held) else { return Ok(()) };
-        self.chain()?.run(|chain| chain.check(&attachment, &PodNamespace::Of(held.holder)))
+        self.chain()?.run(self.options.patience, |chain| chain.check(&attachment, &PodNamespace::Of(held.holder)))
     }
 
     fn collect_garbage(&self, list: &NetworkList) -> Result<(), CniError> {
@@ -297,6 +309,6 @@ impl Shared {
             let of_network = attachment.filter(|attachment| attachment.list.name == list.name);
             valid.extend(of_network.map(|attachment| (attachment.pod, attachment.interface)));
         }
-        self.chain()?.run(|chain| chain.collect_garbage(list, &valid))
+        self.chain()?.run(self.options.patience, |chain| chain.collect_garbage(list, &valid))
     }
 }
