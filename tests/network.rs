@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
+use cricket::network::cni::CniOptions;
 use cricket::network::outbound::{Driver, Outbound};
 use cricket::network::{Network, NetworkOptions, PodRequest};
 use cricket::store::PodId;
@@ -79,7 +80,14 @@ impl Drop for Pod {
 fn network() -> Network {
     let node = File::open("/proc/self/ns/net").expect("a namespace").into();
     let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
-    Network::new(NetworkOptions { node, cidrs, mtu: None, forwarded: false })
+    let nowhere = std::path::PathBuf::from("/nowhere");
+    let cni = CniOptions {
+        config_dir: nowhere.clone(),
+        plugin_dirs: Vec::new(),
+        attachments: nowhere,
+        patience: std::time::Duration::from_secs(1),
+    };
+    Network::new(NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu: None, forwarded: false, cni }).expect("a network")
 }
 
 /// Names of the links, a line each.
@@ -124,7 +132,7 @@ fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
         let (one, two) = (Pod::start(), Pod::start());
         let first = network().set_up(one.request()).await.expect("set up");
         let network = network();
-        network.adopt(&one.id, &first, Vec::new()).await.expect("adopted");
+        network.adopt(&one.id, &first, one.namespace(), one.request().holder, Vec::new()).await.expect("adopted");
         let second = network.set_up(two.request()).await.expect("set up");
         assert!(first.addresses.iter().all(|a| !second.addresses.contains(a)));
         assert!(two.run(&format!("ping -c1 -W5 {}", first.addresses[0])));

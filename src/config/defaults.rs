@@ -1,6 +1,7 @@
 //! Where things go when nobody says: the XDG directories for a user, /run and /var/lib for root.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,9 @@ pub const POD_CIDRS: [&str; 2] = ["10.85.0.0/16", "fd85:ee78:d8a6:8607::/64"];
 
 /// What Docker users mean by `busybox`.
 pub const SHORT_NAMES: &str = "docker.io";
+
+/// Below what a kubelet gives RunPodSandbox, so that it hears why.
+pub const CNI_TIMEOUT_SECONDS: NonZeroU32 = NonZeroU32::new(60).expect("it is not zero");
 
 /// What is logged unless asked otherwise.
 pub const LOG_LEVEL: &str = "info";

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -93,6 +94,7 @@ pub struct Metrics {
 pub struct Network {
     pub cni_config_dir: Option<PathBuf>,
     pub cni_plugin_dirs: Option<Vec<PathBuf>>,
+    pub cni_timeout_seconds: Option<NonZeroU32>,
     pub pod_cidrs: Option<Vec<String>>,
 }
 
@@ -196,5 +198,6 @@ mod tests {
         assert!(example.base_spec.is_some() && example.seccomp.is_some() && !example.limits.is_empty());
         let network = file.network;
         assert!(network.cni_config_dir.is_some() && network.cni_plugin_dirs.is_some() && network.pod_cidrs.is_some());
+        assert!(network.cni_timeout_seconds.is_some());
     }
 }

@@ -12,6 +12,7 @@ mod resolve;
 mod runtimes;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use environment::Environment;
 pub use runtimes::{RuntimeHandler, RuntimeHandlers};
@@ -43,6 +44,8 @@ pub struct Config {
     pub cni_config_dir: PathBuf,
     /// CNI plugins. `/opt/cni/bin`, `/usr/lib/cni`.
     pub cni_plugin_dirs: Vec<PathBuf>,
+    /// How long a CNI plugin may take.
+    pub cni_timeout: Duration,
     /// Pod addresses of the built-in network, until a kubelet names others.
     pub pod_cidrs: Vec<String>,
     /// Specifications of CDI devices; later ones go before earlier ones. `/etc/cdi`, `/var/run/cdi`.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::file::{self, File};
 use super::{CgroupDriver, Config, ConfigError, Environment, Flags, SignatureRule, defaults};
@@ -104,6 +106,11 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
             directories(env, "CRICKET_CNI_PLUGIN_DIRS", in_file, origins, "network.cni_plugin_dirs")?
                 .unwrap_or_else(defaults::cni_plugin_dirs)
         },
+        cni_timeout: seconds(
+            parsed(env, "CRICKET_CNI_TIMEOUT_SECONDS", "a number of seconds above 0")?
+                .or(file.network.cni_timeout_seconds)
+                .unwrap_or(defaults::CNI_TIMEOUT_SECONDS),
+        ),
         pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
             .or(file.network.pod_cidrs)
             .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),
@@ -167,6 +174,10 @@ fn parsed<T: std::str::FromStr>(env: &Environment, variable: &str, expected: &st
     let Some(value) = env.variable(variable) else { return Ok(None) };
     let message = || format!("{value:?} is not {expected}");
     value.parse().map(Some).map_err(|_| ConfigError::Value { origin: variable.to_owned(), message: message() })
+}
+
+fn seconds(count: NonZeroU32) -> Duration {
+    Duration::from_secs(count.get().into())
 }
 
 fn cgroup_driver(env: &Environment) -> Result<Option<CgroupDriver>, ConfigError> {

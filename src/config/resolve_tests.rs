@@ -88,6 +88,7 @@ fn every_key_has_a_variable() {
         ("CRICKET_STREAMING_ADDRESS", "[::1]:7000"),
         ("CRICKET_CNI_CONFIG_DIR", "/net.d"),
         ("CRICKET_CNI_PLUGIN_DIRS", "/a:/b"),
+        ("CRICKET_CNI_TIMEOUT_SECONDS", "7"),
         ("CRICKET_POD_CIDRS", "10.1.0.0/16, fd00::/64"),
     ]);
     let config = resolve(&Flags::default(), &env).expect("resolved");
@@ -97,6 +98,7 @@ fn every_key_has_a_variable() {
     assert_eq!(config.streaming_address.port(), 7000);
     assert_eq!(config.cni_config_dir, Path::new("/net.d"));
     assert_eq!(config.cni_plugin_dirs, [Path::new("/a"), Path::new("/b")]);
+    assert_eq!(config.cni_timeout, std::time::Duration::from_secs(7));
     assert_eq!(config.pod_cidrs, ["10.1.0.0/16", "fd00::/64"]);
 }
 
@@ -106,6 +108,7 @@ fn values_that_cannot_be_used_are_refused_by_name() {
     let cases = [
         (("CRICKET_CGROUP_DRIVER", "v1"), "CRICKET_CGROUP_DRIVER"),
         (("CRICKET_STREAMING_ADDRESS", "7000"), "CRICKET_STREAMING_ADDRESS"),
+        (("CRICKET_CNI_TIMEOUT_SECONDS", "0"), "CRICKET_CNI_TIMEOUT_SECONDS"),
         (("CRICKET_POD_CIDRS", "10.0.0.0"), "CRICKET_POD_CIDRS"),
         (("CRICKET_POD_CIDRS", "10.0.0.0/33"), "CRICKET_POD_CIDRS"),
         (("CRICKET_LOG_LEVEL", "a=b=c"), "CRICKET_LOG_LEVEL"),

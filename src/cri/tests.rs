@@ -32,6 +32,7 @@ fn facts() -> Facts {
         streaming_address: ([127, 0, 0, 1], 0).into(),
         cni_config_dir: "/net.d".into(),
         cni_plugin_dirs: Vec::new(),
+        cni_timeout: std::time::Duration::from_secs(60),
         pod_cidrs: Vec::new(),
         cdi_spec_dirs: Vec::new(),
         metrics_address: None,

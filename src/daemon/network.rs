@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::config::Config;
 use crate::cri::Facts;
+use crate::network::cni::CniOptions;
 use crate::network::outbound::{self, Outbound};
 use crate::network::{Cidr, Network, NetworkOptions};
 use crate::pod::PodNetworks;
@@ -13,25 +14,41 @@ use crate::rootless::{Node, NodeKind};
 /// Below the state directory.
 const RANGES: &str = "pod_ranges.json";
 
+/// Below the root directory.
+const ATTACHMENTS: &str = "cni";
+
 /// See the module.
 pub async fn start(facts: &Facts) -> PodNetworks {
     let (config, node) = (&facts.config, &facts.node);
     let ranges = config.state.join(RANGES);
-    let cidrs = PodNetworks::kept_ranges(&ranges).unwrap_or_else(|| config.pod_cidrs.clone());
-    let networks = PodNetworks::new(pod_network(node, &cidrs), way_out(config, node).await, ranges);
+    let kept = PodNetworks::kept_ranges(&ranges);
+    let networks = PodNetworks::new(pod_network(config, node, kept), way_out(config, node).await, ranges);
     if let Some(why) = networks.missing().await {
         tracing::warn!("pods have no network: {why}");
     }
     networks
 }
 
-fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
-    let cidrs = cidrs.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>();
-    let cidrs = cidrs.map_err(|error| error.to_string())?;
+fn pod_network(config: &Config, node: &Node, kept: Option<Vec<String>>) -> Result<Network, String> {
+    let cidrs_of_kubelet = kept.is_some();
+    let cidrs = kept.as_ref().unwrap_or(&config.pod_cidrs).iter().map(|text| text.parse());
+    let cidrs = cidrs.collect::<Result<Vec<Cidr>, _>>().map_err(|error| error.to_string())?;
+    let cni = CniOptions {
+        config_dir: config.cni_config_dir.clone(),
+        plugin_dirs: config.cni_plugin_dirs.clone(),
+        attachments: config.root.join(ATTACHMENTS),
+        patience: config.cni_timeout,
+    };
     let made = node.kind == NodeKind::Made;
-    let options =
-        NetworkOptions { node: network_of(node)?, cidrs, mtu: made.then_some(outbound::MTU), forwarded: made };
-    Ok(Network::new(options))
+    let options = NetworkOptions {
+        node: network_of(node)?,
+        cidrs,
+        cidrs_of_kubelet,
+        mtu: made.then_some(outbound::MTU),
+        forwarded: made,
+        cni,
+    };
+    Network::new(options).map_err(|error| error.to_string())
 }
 
 /// A node that is not made has its way out already.

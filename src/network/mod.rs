@@ -6,16 +6,20 @@
 //!   plugin, no iptables, no nft. Everything of it happens in one thread that has joined the node's network namespace:
 //!   set-ups are milliseconds, so they need no concurrency, and the daemon's other threads stay in the host's.
 //!   It is started when a pod first needs it.
+//! * [`cni`]: plugins, when the CNI directory has a configuration. It is read anew for each pod, so a change is seen at
+//!   once; a pod is taken down by what connected it, whatever is configured by then.
 //!
 //! Addresses are part of the pods' own records ([`PodNetwork`]); after a restart the domain hands them back with
 //! [`Network::adopt`], so that none is given twice, and a removed pod's are free without further ado.
 
 mod builtin;
 mod cidr;
+pub mod cni;
 pub mod outbound;
 mod pool;
 pub mod ports;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -29,6 +33,7 @@ use crate::store::PodId;
 use crate::sys::process::ProcessId;
 
 use builtin::BuiltinThread;
+use cni::{Cni, CniError, CniOptions};
 
 use ports::PortMapping;
 
@@ -50,6 +55,9 @@ pub enum NetworkError {
         "pod network: every address of {0} is taken by a pod; remove pods or configure a larger range (network.pod_cidrs)"
     )]
     Exhausted(Cidr),
+    /// A plugin, or its configuration.
+    #[error(transparent)]
+    Cni(#[from] CniError),
     /// The thread that does the work is gone.
     #[error("pod network: the network thread has ended; restart the daemon")]
     Ended,
@@ -68,10 +76,14 @@ pub struct NetworkOptions {
     pub node: OwnedFd,
     /// Ranges of pod addresses: at most one of each family.
     pub cidrs: Vec<Cidr>,
+    /// Whether a kubelet named them: then CNI plugins that ask for ranges are told too.
+    pub cidrs_of_kubelet: bool,
     /// What one packet of a pod holds where no uplink of the node says another.
     pub mtu: Option<u32>,
     /// Host ports are forwarded from another network namespace, in their clients' names.
     pub forwarded: bool,
+    /// For the plugins.
+    pub cni: CniOptions,
 }
 
 /// The network of one pod, as recorded.
@@ -79,13 +91,16 @@ pub struct NetworkOptions {
 pub struct PodNetwork {
     /// Inside the pod.
     pub interface: String,
-    /// At the bridge.
+    /// At the bridge; empty where plugins did not tell it.
     pub node_interface: String,
-    /// One a family, the first is the pod's primary.
+    /// The first is the pod's primary. Of the built-in network one a family.
     pub addresses: Vec<IpAddr>,
     /// Of the interface inside; none: unknown, an earlier release made it.
     #[serde(default)]
     pub hardware_address: Option<[u8; 6]>,
+    /// Name of the CNI network that made it; none: the built-in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<String>,
 }
 
 /// A pod that is to be connected.
@@ -117,21 +132,25 @@ struct Shared {
     mtu: Option<u32>,
     forwarded: bool,
     builtin: Mutex<BuiltinState>,
+    cni: Cni,
 }
 
 /// The built-in network, with what it is started with.
 #[derive(Debug)]
 struct BuiltinState {
     cidrs: Vec<Cidr>,
+    of_kubelet: bool,
     running: Option<BuiltinThread>,
 }
 
 impl Network {
     /// Nothing is made before it is needed.
-    pub fn new(options: NetworkOptions) -> Self {
-        let NetworkOptions { node, cidrs, mtu, forwarded } = options;
-        let builtin = Mutex::new(BuiltinState { cidrs, running: None });
-        Self { shared: Arc::new(Shared { node, mtu, forwarded, builtin }) }
+    pub fn new(options: NetworkOptions) -> Result<Self, NetworkError> {
+        let NetworkOptions { node, cidrs, cidrs_of_kubelet, mtu, forwarded, cni } = options;
+        let copy = node.try_clone().map_err(NetworkError::kernel("duplicate the node's namespace"))?;
+        let builtin = Mutex::new(BuiltinState { cidrs, of_kubelet: cidrs_of_kubelet, running: None });
+        let cni = Cni::new(cni, copy);
+        Ok(Self { shared: Arc::new(Shared { node, mtu, forwarded, builtin, cni }) })
     }
 
     /// The built-in network, started unless it runs.
@@ -154,18 +173,45 @@ impl Network {
 
     /// Why pods cannot be connected now; none when they can.
     pub async fn missing(&self) -> Option<String> {
-        self.builtin().await.err().map(|error| error.to_string())
+        let cni = &self.shared.cni;
+        match cni.configured() {
+            Ok(Some(list)) => cni.check_ready(&list).await.err(),
+            Ok(None) => self.builtin().await.err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        }
     }
 
-    /// Gives the pod an interface `eth0`, addresses, default routes, and its host ports on the node's addresses. After an
-    /// error nothing is left.
+    /// Gives the pod an interface `eth0`, addresses, routes and its host ports on the node's addresses, by the network that is configured now. After an error
+    /// [`Network::tear_down`] takes away what is left.
     pub async fn set_up(&self, request: PodRequest) -> Result<PodNetwork, NetworkError> {
-        self.builtin().await?.set_up(&request.id, request.namespace, request.ports).await
+        match self.shared.cni.configured()? {
+            Some(list) => {
+                let ranges = self.ranges_of_kubelet().await;
+                Ok(self.shared.cni.set_up(list, request, &ranges).await?)
+            }
+            None => self.builtin().await?.set_up(&request.id, request.namespace, request.ports).await,
+        }
+    }
+
+    async fn ranges_of_kubelet(&self) -> Vec<Cidr> {
+        let state = self.shared.builtin.lock().await;
+        if state.of_kubelet { state.cidrs.clone() } else { Vec::new() }
     }
 
     /// Takes note of what a pod of an earlier daemon has.
-    pub async fn adopt(&self, pod: &PodId, had: &PodNetwork, ports: Vec<PortMapping>) -> Result<(), NetworkError> {
-        self.builtin().await?.adopt(pod, had, ports).await
+    pub async fn adopt(
+        &self,
+        pod: &PodId,
+        network: &PodNetwork,
+        namespace: OwnedFd,
+        holder: ProcessId,
+        ports: Vec<PortMapping>,
+    ) -> Result<(), NetworkError> {
+        if network.cni.is_some() {
+            self.shared.cni.adopt(pod, namespace, holder);
+            return Ok(());
+        }
+        self.builtin().await?.adopt(pod, network, ports).await
     }
 
     /// All pods of an earlier daemon are adopted: what belongs to none of them is removed.
@@ -176,9 +222,28 @@ impl Network {
         }
     }
 
-    /// Removes the pod's interface and frees its addresses. What is gone already is fine.
+    /// Removes the pod's interface and frees its addresses, by whatever gave it them. What is gone already is fine.
     pub async fn tear_down(&self, pod: &PodId) -> Result<(), NetworkError> {
-        self.builtin().await?.tear_down(pod).await
+        if self.shared.cni.tear_down(pod).await? {
+            return Ok(());
+        }
+        // Without a pod that was adopted or set up, it has nothing of this pod's.
+        match self.running_builtin().await {
+            Some(running) => running.tear_down(pod).await,
+            None => Ok(()),
+        }
+    }
+
+    /// That what plugins made for the pod is as they made it; of the built-in network nothing is looked at.
+    pub async fn check(&self, pod: &PodId) -> Result<(), NetworkError> {
+        Ok(self.shared.cni.check(pod).await?)
+    }
+
+    /// After a start, when all pods that there are (`known`) are adopted: what others left is taken away, and what these
+    /// have is looked at.
+    pub async fn collect_garbage(&self, known: &HashSet<PodId>) {
+        self.shared.cni.collect_garbage(known).await;
+        self.shared.cni.check_all().await;
     }
 
     /// From now on new pods get addresses of `cidrs`; pods that run keep theirs.
@@ -186,7 +251,8 @@ impl Network {
         if let Some(running) = self.running_builtin().await {
             running.change_ranges(cidrs.clone()).await?;
         }
-        self.shared.builtin.lock().await.cidrs = cidrs;
+        let mut state = self.shared.builtin.lock().await;
+        (state.cidrs, state.of_kubelet) = (cidrs, true);
         Ok(())
     }
 }

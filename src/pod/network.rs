@@ -1,11 +1,15 @@
 //! What pods have of the node's network: an interface and addresses each, where the node has a network for them.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::executor::client::Supervisor;
+use crate::network::cni::CniError;
 use crate::network::outbound::Outbound;
 use crate::network::{Cidr, Network, NetworkError, PodNetwork, PodRequest};
 use crate::pod::context::{blocking, pod_modes};
@@ -18,6 +22,9 @@ use crate::sys::process::ProcessId;
 
 /// Layout of the file of ranges.
 const RANGES_VERSION: u32 = 1;
+
+/// Between two attempts to take down the network of a pod that is no more: doubled from the first to the second.
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 /// `STATE/pod_ranges.json`: the kubelet's word, which it does not repeat to a restarted daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -78,32 +85,57 @@ impl PodNetworks {
     ) -> Result<Option<PodNetwork>, PodError> {
         self.check(&pod.config)?;
         let Some(network) = self.network.as_ref().ok().filter(|_| has_own(&pod.config)) else { return Ok(None) };
-        let opened = Namespace::Network.open(supervisor.pid());
-        let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
-        let holder = ProcessId::of(supervisor.pid()).map_err(|e| PodError::io("look at the pod's supervisor", &e))?;
-        // It answers after the number was used, so the number was its own.
-        supervisor.network().await?;
+        let (namespace, holder) = namespace_of(supervisor).await?;
         let (id, config, cgroup) = (pod.id.clone(), pod.config.clone(), pod.cgroup.clone());
         Ok(Some(network.set_up(PodRequest { id, namespace, holder, config, cgroup, ports: Vec::new() }).await?))
     }
 
     /// Takes note of what a pod of an earlier daemon has.
-    pub(crate) async fn adopt(&self, pod: &PodRecord) {
-        if let (Ok(network), Some(had)) = (&self.network, &pod.network)
-            && let Err(error) = network.adopt(&pod.id, had, Vec::new()).await
-        {
+    pub(crate) async fn adopt(&self, pod: &PodRecord, supervisor: &Supervisor) {
+        let (Ok(network), Some(had)) = (&self.network, &pod.network) else { return };
+        let adopted = match namespace_of(supervisor).await {
+            Ok((namespace, holder)) => network.adopt(&pod.id, had, namespace, holder, Vec::new()).await.map_err(PodError::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = adopted {
             tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
         }
     }
 
-    /// Takes everything from a pod that has ended; also when it has nothing. Failing, it leaves an interface that
-    /// nobody is behind, which is no reason to keep the pod.
-    pub(crate) async fn tear_down(&self, pod: &PodId) {
-        if let Ok(network) = &self.network
-            && let Err(error) = network.tear_down(pod).await
-        {
-            tracing::warn!(%pod, %error, "a pod's network was not wholly removed");
+    /// After a start: takes away what pods left that are none of `known`, which are adopted. It goes on by itself.
+    pub(crate) fn collect_garbage(&self, known: HashSet<PodId>) {
+        if let Ok(network) = self.network.clone() {
+            tokio::spawn(async move { network.collect_garbage(&known).await });
         }
+    }
+
+    /// Takes everything from a pod that has ended; also when it has nothing. Where it fails, the pod has something that
+    /// others may need (an address that a plugin keeps for it), and it is to be tried again.
+    pub(crate) async fn tear_down(&self, pod: &PodId) -> Result<(), PodError> {
+        match &self.network {
+            Ok(network) => Ok(network.tear_down(pod).await?),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// As [`PodNetworks::tear_down`], for a pod that is no more and that nobody will ask for: where it fails it is tried
+    /// again, by this daemon and by later ones.
+    pub(crate) async fn abandon(&self, pod: &PodId) {
+        let Err(error) = self.tear_down(pod).await else { return };
+        tracing::warn!(%pod, %error, "the network of a pod that is no more was not wholly taken down: it is tried again");
+        let Ok(network) = self.network.clone() else { return };
+        let pod = pod.clone();
+        tokio::spawn(async move {
+            let mut delay = RETRY_DELAYS.0;
+            loop {
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(RETRY_DELAYS.1);
+                match network.tear_down(&pod).await {
+                    Ok(()) => return tracing::info!(%pod, "the network of a pod that is no more was taken down"),
+                    Err(error) => tracing::warn!(%pod, %error, "a pod's network still cannot be taken down"),
+                }
+            }
+        });
     }
 
     /// See [`crate::pod::Pods::change_pod_ranges`].
@@ -129,6 +161,16 @@ fn parse(text: &str) -> Result<Vec<Cidr>, PodError> {
     }
 }
 
+/// The pod's network namespace, and the supervisor as a process that lives in it.
+async fn namespace_of(supervisor: &Supervisor) -> Result<(OwnedFd, ProcessId), PodError> {
+    let opened = Namespace::Network.open(supervisor.pid());
+    let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
+    let holder = ProcessId::of(supervisor.pid()).map_err(|e| PodError::io("look at the pod's supervisor", &e))?;
+    // It answers after the number was used, so the number was its own.
+    supervisor.network().await?;
+    Ok((namespace, holder))
+}
+
 fn has_own(config: &cri::PodSandboxConfig) -> bool {
     pod_modes(config).network != wire::NamespaceMode::Node
 }
@@ -136,7 +178,10 @@ fn has_own(config: &cri::PodSandboxConfig) -> bool {
 impl From<NetworkError> for PodError {
     fn from(error: NetworkError) -> Self {
         let kind = match &error {
-            NetworkError::Kernel { .. } => PodErrorKind::Internal,
+            NetworkError::Cni(error) if error.is_temporary() => PodErrorKind::Unavailable,
+            NetworkError::Cni(CniError::Deadline { .. }) => PodErrorKind::DeadlineExceeded,
+            NetworkError::Cni(CniError::Request(_)) => PodErrorKind::Invalid,
+            NetworkError::Kernel { .. } | NetworkError::Cni(_) => PodErrorKind::Internal,
             NetworkError::Exhausted(_) => PodErrorKind::ResourceExhausted,
             NetworkError::Ended => PodErrorKind::Unavailable,
         };

@@ -52,11 +52,13 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
             tasks.spawn(revive(Arc::clone(context), found));
         }
         match tasks.join_next().await {
-            None => return Ok(()),
+            None => break,
             Some(Ok(())) => {}
             Some(Err(error)) => tracing::error!(%error, "a pod was not recovered because of a defect"),
         }
     }
+    context.networks.collect_garbage(known);
+    Ok(())
 }
 
 fn ids<T: std::str::FromStr>(directory: &Path) -> Result<Vec<T>, PodError> {
@@ -126,7 +128,7 @@ async fn end_unknown(context: &Arc<Context>, known: &HashSet<PodId>) -> Result<(
             paths::remove_tree(&directory)
         })
         .await?;
-        context.networks.tear_down(&id).await;
+        context.networks.abandon(&id).await;
     }
     Ok(())
 }
@@ -142,7 +144,7 @@ async fn revive(context: Arc<Context>, found: Found) {
                 let known: HashSet<String> = found.containers.iter().map(|(_, c)| c.id.to_string()).collect();
                 end_unknown_containers(&connection, &hello, &known).await;
                 states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
-                context.networks.adopt(&found.pod).await;
+                context.networks.adopt(&found.pod, &connection).await;
                 supervisor = Some(connection);
             }
             Err(error) => tracing::error!(pod = %id, %error, "the pod's supervisor is gone"),

@@ -103,7 +103,8 @@ async fn bring_up(
         network: None,
     };
     if let Err(error) = connect_and_record(context, &mut record, &supervisor).await {
-        end(context, &record, Some(&supervisor)).await;
+        end_supervisor(context, &record, Some(&supervisor)).await;
+        context.networks.abandon(id).await;
         let _ = blocking(move || {
             cgroup::remove(&record, &[] as &[Arc<ContainerRecord>]);
             Ok(())
@@ -168,10 +169,10 @@ fn sandbox_spec(
     }
 }
 
-/// Ends everything that runs in the pod, and then takes its network away.
-async fn end(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) {
+/// Ends everything that runs in the pod, and then takes its network away. An error is the network's: nothing runs.
+async fn end(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) -> Result<(), PodError> {
     end_supervisor(context, pod, supervisor).await;
-    context.networks.tear_down(&pod.id).await;
+    context.networks.tear_down(&pod.id).await
 }
 
 /// Ends everything that runs in the pod. When the supervisor cannot be asked, what it left is found and killed.
@@ -201,10 +202,12 @@ pub(crate) async fn stop(
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end(&context, &pod, supervisor.as_ref()).await;
+    let network = end(&context, &pod, supervisor.as_ref()).await;
     blocking(move || {
         cgroup::remove(&pod, &containers);
         paths::remove_tree(&context.layout.pod_state(&pod.id))?;
+        // Not stopped yet: whoever asked for it, or the next daemon, takes its network away another time.
+        network?;
         let stopped = PodRecord { stopped: true, ..(*pod).clone() };
         stopped_as_recorded(store::write(&context.layout.pod_record(&pod.id), &stopped))
     })
@@ -230,7 +233,7 @@ pub(crate) async fn remove(
     containers: Vec<Arc<ContainerRecord>>,
     supervisor: Option<Supervisor>,
 ) -> Result<(), PodError> {
-    end(&context, &pod, supervisor.as_ref()).await;
+    end(&context, &pod, supervisor.as_ref()).await?;
     for snapshot in containers.iter().flat_map(|c| volumes::snapshots(&c.id, &c.config)) {
         context.images.remove_snapshot(&snapshot).await?;
     }

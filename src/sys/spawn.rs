@@ -16,15 +16,37 @@ pub fn join_and_pass(
     descriptor: impl AsFd,
     number: i32,
 ) -> io::Result<()> {
-    // Out of the way of `number`, which the child overwrites.
+    prepare(command, namespaces, Some((descriptor.as_fd(), number)), false)
+}
+
+/// As [`join_and_pass`], with a descriptor or without, for a child that is killed when the thread that starts it ends.
+pub fn join_and_die_with_thread(
+    command: &mut Command,
+    namespaces: &[OwnedFd],
+    passed: Option<(BorrowedFd<'_>, i32)>,
+) -> io::Result<()> {
+    prepare(command, namespaces, passed, true)
+}
+
+fn prepare(
+    command: &mut Command,
+    namespaces: &[OwnedFd],
+    passed: Option<(BorrowedFd<'_>, i32)>,
+    dies_with_thread: bool,
+) -> io::Result<()> {
+    // Out of the way of the number, which the child overwrites.
     let namespaces = namespaces.iter().map(duplicate).collect::<io::Result<Vec<_>>>()?;
-    let descriptor = duplicate(descriptor)?;
+    let passed = passed.map(|(fd, number)| Ok::<_, io::Error>((duplicate(fd)?, number))).transpose()?;
     let prepare = move || {
         for namespace in &namespaces {
             rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
         }
+        if dies_with_thread {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        }
+        let Some((descriptor, number)) = &passed else { return Ok(()) };
         // SAFETY: dup2 on plain numbers; `number` is not owned by anything in a child that is about to exec.
-        match unsafe { libc::dup2(descriptor.as_raw_fd(), number) } {
+        match unsafe { libc::dup2(descriptor.as_raw_fd(), *number) } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
         }

@@ -8,6 +8,7 @@ mod node;
 
 mod bad_images;
 mod bad_requests;
+mod cni;
 mod command_line;
 mod containers;
 mod crictl;

@@ -13,7 +13,7 @@ const ROOM_FOR_FIVE: &str = "10.93.0.0/29";
 const PINGS: &str = "2";
 
 /// On a network of its own.
-fn networked(node: &Node, name: &str) -> cri::PodSandboxConfig {
+pub fn networked(node: &Node, name: &str) -> cri::PodSandboxConfig {
     let mut config = pod(node, name);
     let options = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
     let options = options.and_then(|security| security.namespace_options.as_mut()).expect("a test's pod has options");
@@ -22,13 +22,13 @@ fn networked(node: &Node, name: &str) -> cri::PodSandboxConfig {
 }
 
 /// All addresses of a pod, the first its primary one.
-async fn addresses(node: &Node, pod: &str) -> Vec<String> {
+pub async fn addresses(node: &Node, pod: &str) -> Vec<String> {
     let network = node.pod_status(pod).await.network.expect("a network status");
     std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|other| other.ip)).collect()
 }
 
 /// Runs a pod and answers its id and its addresses.
-async fn run(node: &Node, name: &str) -> (String, Vec<String>) {
+pub async fn run(node: &Node, name: &str) -> (String, Vec<String>) {
     let pod = node.run_pod(&networked(node, name)).await;
     let addresses = addresses(node, &pod).await;
     assert!(addresses.iter().all(|address| address.parse::<std::net::IpAddr>().is_ok()), "{name}: {addresses:?}");
@@ -36,7 +36,7 @@ async fn run(node: &Node, name: &str) -> (String, Vec<String>) {
 }
 
 /// A container in a running pod that waits and has ping.
-async fn start_sleeper(node: &Node, pod: &str, name: &str) -> String {
+pub async fn start_sleeper(node: &Node, pod: &str, name: &str) -> String {
     let config = networked(node, name);
     let mut sleeper = container("main", &["sleep", "600"]);
     sleeper.image = Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() });
@@ -45,7 +45,7 @@ async fn start_sleeper(node: &Node, pod: &str, name: &str) -> String {
     node.start_container(pod, sleeper, &config).await
 }
 
-async fn assert_reached(node: &Node, from: &str, address: &str) {
+pub async fn assert_reached(node: &Node, from: &str, address: &str) {
     let said = node.exec(from, &["ping", "-c", PINGS, "-W", PINGS, address], 20).await.expect("ExecSync");
     assert_eq!(said.exit_code, 0, "{address}: {}", String::from_utf8_lossy(&said.stdout));
 }

@@ -136,7 +136,7 @@ impl Builtin {
         }
         result?;
         let node_interface = rules.interface;
-        Ok(PodNetwork { interface: POD_INTERFACE.to_owned(), node_interface, addresses, hardware_address })
+        Ok(PodNetwork { interface: POD_INTERFACE.to_owned(), node_interface, addresses, hardware_address, cni: None })
     }
 
     fn connect(&mut self, pod: &PodId, namespace: &OwnedFd, rules: &PodRules) -> Result<(), NetworkError> {

@@ -179,7 +179,10 @@ impl Node {
             .env("CRICKET_ROOT", self.root())
             .env("CRICKET_STATE", self.dir.join("run"))
             .env("CRICKET_SOCKET", self.socket())
-            .env("CRICKET_REGISTRY_CONFIG_PATH", self.dir.join("certs.d"));
+            .env("CRICKET_REGISTRY_CONFIG_PATH", self.dir.join("certs.d"))
+            .env("CRICKET_CNI_CONFIG_DIR", self.dir.join("net.d"))
+            .env("CRICKET_CNI_PLUGIN_DIRS", format!("{}:/usr/lib/cni", self.dir.join("plugins").display()))
+            .env("CRICKET_CNI_TIMEOUT_SECONDS", "20");
         if self.config().exists() {
             command.env("CRICKET_CONFIG", self.config());
         }

@@ -1,0 +1,252 @@
+//! What an ADD answers: interfaces and addresses, in whichever version of the specification a plugin speaks.
+//!
+//! A document is kept as the plugin wrote it. Only where another version is asked for (a plugin of the chain that answers
+//! an older one than the list's) is it rewritten: 0.1 and 0.2 know one address a family, 0.3 and 0.4 say the family of
+//! each address, later ones do not.
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+
+use super::version::Version;
+
+/// Addresses and interfaces of one pod; a plugin that gives more is not believed.
+const ENTRIES_LIMIT: usize = 256;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddResult {
+    document: Map<String, Value>,
+    version: Version,
+}
+
+impl AddResult {
+    /// Of a plugin's output; one without a version is of the `asked` one.
+    pub fn parse(output: &[u8], asked: Version) -> Result<Self, String> {
+        if output.iter().all(u8::is_ascii_whitespace) {
+            return Err("it ended without an error and printed no result".to_owned());
+        }
+        let value = serde_json::from_slice(output).map_err(|error| format!("its output is not JSON: {error}"))?;
+        Self::of(value, asked)
+    }
+
+    /// Of a document that was kept.
+    pub fn of(value: Value, asked: Version) -> Result<Self, String> {
+        let Value::Object(mut document) = value else { return Err("its output is not a JSON object".to_owned()) };
+        let version = match document.get("cniVersion") {
+            None => asked,
+            Some(Value::String(text)) if text.is_empty() => asked,
+            Some(Value::String(text)) => text.parse()?,
+            Some(_) => return Err("the version of its result is not a text".to_owned()),
+        };
+        document.insert("cniVersion".to_owned(), version.to_string().into());
+        for key in ["ips", "interfaces"] {
+            match document.get(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Array(entries)) if entries.len() <= ENTRIES_LIMIT => {}
+                Some(_) => return Err(format!("\"{key}\" of its result is not a list of at most {ENTRIES_LIMIT}")),
+            }
+        }
+        let result = Self { document, version };
+        result.all_addresses()?;
+        Ok(result)
+    }
+
+    /// As a plugin that speaks `version` understands it.
+    pub fn in_version(&self, version: Version) -> Value {
+        let mut document = match (self.version < Version::V0_3_0, version < Version::V0_3_0) {
+            _ if self.version == version => return Value::Object(self.document.clone()),
+            (true, false) => from_families(&self.document),
+            (false, true) => to_families(&self.document),
+            _ => self.document.clone(),
+        };
+        if (Version::V0_3_0..Version::V1_0_0).contains(&version) {
+            for ip in entries_mut(&mut document, "ips") {
+                if let Some(family) = family_of(ip) {
+                    ip["version"] = family.into();
+                }
+            }
+        } else {
+            for ip in entries_mut(&mut document, "ips").filter_map(Value::as_object_mut) {
+                ip.remove("version");
+            }
+        }
+        document.insert("cniVersion".to_owned(), version.to_string().into());
+        Value::Object(document)
+    }
+
+    /// The pod's own addresses, in the plugin's order: those of interfaces inside, and those of no interface.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let interfaces = self.interfaces();
+        let inside = |ip: &Value| match ip.get("interface").and_then(Value::as_u64) {
+            None => true,
+            Some(index) => interfaces.get(index as usize).is_none_or(is_inside),
+        };
+        match self.all_addresses() {
+            Ok(all) if self.version >= Version::V0_3_0 => {
+                all.into_iter().zip(self.ips()).filter(|(_, ip)| inside(ip)).map(|(address, _)| address).collect()
+            }
+            Ok(all) => all,
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// The end of the pod's link that is in the node, where the plugins tell: the last of the node's, for a bridge comes
+    /// before it.
+    pub fn node_interface(&self) -> Option<&str> {
+        self.interfaces().iter().rfind(|interface| !is_inside(interface))?.get("name")?.as_str()
+    }
+
+    fn interfaces(&self) -> &[Value] {
+        self.document.get("interfaces").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+
+    fn ips(&self) -> &[Value] {
+        self.document.get("ips").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+
+    fn all_addresses(&self) -> Result<Vec<IpAddr>, String> {
+        if self.version >= Version::V0_3_0 {
+            return self.ips().iter().map(|ip| address(ip.get("address"))).collect();
+        }
+        let families = ["ip4", "ip6"].into_iter().filter_map(|family| self.document.get(family));
+        families.filter(|family| !family.is_null()).map(|family| address(family.get("ip"))).collect()
+    }
+}
+
+fn is_inside(interface: &Value) -> bool {
+    interface.get("sandbox").and_then(Value::as_str).is_some_and(|sandbox| !sandbox.is_empty())
+}
+
+/// `10.1.2.3/24`, or without the prefix.
+fn address(text: Option<&Value>) -> Result<IpAddr, String> {
+    let text = text.and_then(Value::as_str).ok_or("its result has an address that is not a text")?;
+    let plain = text.split_once('/').map_or(text, |(plain, _)| plain);
+    plain.parse().map_err(|_| {
+        let shown: String = text.chars().take(60).collect();
+        format!("its result has {shown:?} for an address")
+    })
+}
+
+fn family_of(ip: &Value) -> Option<&'static str> {
+    let parsed = address(ip.get("address")).ok()?;
+    Some(if parsed.is_ipv4() { "4" } else { "6" })
+}
+
+fn entries_mut<'a>(document: &'a mut Map<String, Value>, key: &str) -> impl Iterator<Item = &'a mut Value> {
+    document.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// 0.2 to 0.3 and later.
+fn from_families(old: &Map<String, Value>) -> Map<String, Value> {
+    let (mut ips, mut routes) = (Vec::new(), Vec::new());
+    for family in ["ip4", "ip6"].into_iter().filter_map(|family| old.get(family)) {
+        let mut ip = json!({ "address": family.get("ip") });
+        if let Some(gateway) = family.get("gateway") {
+            ip["gateway"] = gateway.clone();
+        }
+        ips.push(ip);
+        routes.extend(family.get("routes").and_then(Value::as_array).into_iter().flatten().cloned());
+    }
+    let mut new = Map::from_iter([("ips".to_owned(), ips.into()), ("routes".to_owned(), routes.into())]);
+    new.extend(old.get("dns").map(|dns| ("dns".to_owned(), dns.clone())));
+    new
+}
+
+/// 0.3 and later to 0.2: the first address of each family.
+fn to_families(new: &Map<String, Value>) -> Map<String, Value> {
+    let list = |key: &str| new.get(key).and_then(Value::as_array).into_iter().flatten();
+    let mut old = Map::new();
+    for (key, wanted, colon) in [("ip4", "4", false), ("ip6", "6", true)] {
+        let Some(ip) = list("ips").find(|ip| family_of(ip) == Some(wanted)) else { continue };
+        let of_family = |route: &&Value| route["dst"].as_str().is_some_and(|dst| dst.contains(':') == colon);
+        let routes: Vec<Value> = list("routes").filter(of_family).cloned().collect();
+        let mut family = json!({ "ip": ip["address"], "routes": routes });
+        if let Some(gateway) = ip.get("gateway") {
+            family["gateway"] = gateway.clone();
+        }
+        old.insert(key.to_owned(), family);
+    }
+    old.extend(new.get("dns").map(|dns| ("dns".to_owned(), dns.clone())));
+    old
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BRIDGE: &str = r#"{"cniVersion":"0.4.0","interfaces":[{"name":"cni0","mac":"aa:bb:cc:dd:ee:ff"},
+        {"name":"veth1"},{"name":"eth0","sandbox":"/proc/7/ns/net"}],
+        "ips":[{"version":"4","interface":2,"address":"10.1.0.5/16","gateway":"10.1.0.1"},
+               {"version":"6","interface":2,"address":"fd00::5/64"},
+               {"version":"4","interface":0,"address":"10.1.0.1/16"}],
+        "routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{"nameservers":["10.1.0.1"]},"unknown":{"kept":true}}"#;
+
+    fn parse(text: &str) -> Result<AddResult, String> {
+        AddResult::parse(text.as_bytes(), Version::V1_0_0)
+    }
+
+    fn texts(result: &AddResult) -> Vec<String> {
+        result.addresses().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_pods_addresses_are_those_inside() {
+        let result = parse(BRIDGE).expect("a result");
+        assert_eq!(texts(&result), ["10.1.0.5", "fd00::5"]);
+        assert_eq!(result.node_interface(), Some("veth1"));
+        let bare = parse(r#"{"ips":[{"address":"10.1.0.5/16"},{"address":"fd00::5/64","interface":9}]}"#);
+        assert_eq!(texts(&bare.expect("a result")), ["10.1.0.5", "fd00::5"]);
+    }
+
+    #[test]
+    fn a_result_of_its_own_version_stays_as_it_was_written() {
+        let result = parse(BRIDGE).expect("a result");
+        let same = result.in_version(Version::V0_4_0);
+        assert_eq!(same, serde_json::from_str::<Value>(BRIDGE).expect("JSON"));
+    }
+
+    #[test]
+    fn a_result_is_rewritten_for_each_version_and_back() {
+        let result = parse(BRIDGE).expect("a result");
+        for version in [Version::V0_3_0, Version::V0_3_1, Version::V1_0_0, Version::V1_1_0] {
+            let other = result.in_version(version);
+            assert_eq!(other["cniVersion"], version.to_string());
+            assert_eq!(other["ips"][0].get("version").is_some(), version < Version::V1_0_0, "{version}");
+            assert_eq!(other["unknown"]["kept"], true);
+            let back = AddResult::of(other, Version::NEWEST).expect("a result").in_version(Version::V0_4_0);
+            assert_eq!(back, serde_json::from_str::<Value>(BRIDGE).expect("JSON"), "{version}");
+        }
+        let old = result.in_version(Version::V0_2_0);
+        assert_eq!((&old["ip4"]["ip"], &old["ip6"]["ip"]), (&json!("10.1.0.5/16"), &json!("fd00::5/64")));
+        assert_eq!(old["ip4"]["routes"], json!([{"dst": "0.0.0.0/0"}]));
+        let old = AddResult::of(old, Version::NEWEST).expect("a result");
+        assert_eq!(texts(&old), ["10.1.0.5", "fd00::5"]);
+        let new = old.in_version(Version::V1_1_0);
+        assert_eq!(new["ips"][0], json!({"address": "10.1.0.5/16", "gateway": "10.1.0.1"}));
+        assert_eq!(new["routes"].as_array().map(Vec::len), Some(2));
+    }
+
+    #[test]
+    fn what_is_no_result_is_told() {
+        for (text, expected) in [
+            ("", "no result"),
+            (" \n", "no result"),
+            ("hello", "not JSON"),
+            ("[]", "not a JSON object"),
+            ("7", "not a JSON object"),
+            (r#"{"cniVersion":"7"}"#, "no version"),
+            (r#"{"cniVersion":7}"#, "not a text"),
+            (r#"{"ips":7}"#, "\"ips\""),
+            (r#"{"ips":[{"address":"ten"}]}"#, "\"ten\""),
+            (r#"{"ips":[{"address":7}]}"#, "not a text"),
+            (r#"{"ips":[{}]}"#, "not a text"),
+            (r#"{"ips":[7]}"#, "not a text"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        assert!(parse(&format!(r#"{{"ips":[{}{{}}]}}"#, "{},".repeat(ENTRIES_LIMIT))).is_err());
+        assert!(parse(&"[".repeat(100_000)).is_err());
+    }
+}
