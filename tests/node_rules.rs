@@ -120,7 +120,7 @@ fn tcp(host: Option<&str>, host_port: u16, pod_port: u16) -> PortMapping {
 #[test]
 fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
     inside("a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own", || async {
-        assert!(run("ip link add up0 type dummy && ip link set up0 up && ip addr add 198.51.100.1/24 dev up0"));
+        assert!(run("ip link add up0 type bridge && ip link set up0 up && ip addr add 198.51.100.1/24 dev up0"));
         let network = network().await;
         let (mut web, other) = (Pod::start(), Pod::start());
         let ports = vec![tcp(None, 8080, 80), tcp(Some("198.51.100.1"), 9090, 80)];
@@ -174,6 +174,8 @@ fn a_pod_cannot_speak_in_anothers_name_nor_take_the_bridge_down() {
         assert!(!said("ip neigh show dev cricket0").contains(&format!("{v4} lladdr {}", mac(&of_hostile))));
 
         // Another pod's MAC address.
+        let taken = format!("ip addr del {v4}/32 dev eth0; ip addr del {v6}/128 dev eth0; ip addr del 10.77.0.1/32 dev eth0");
+        assert!(hostile.run(&taken));
         assert!(hostile.pings("10.77.0.1"));
         assert!(hostile.run(&format!("ip link set eth0 address {} && ip link set eth0 up", mac(&of_victim))));
         assert!(!hostile.pings("10.77.0.1"), "with a stolen MAC address");
@@ -221,7 +223,7 @@ fn two_hundred_pods_a_third_of_which_die_leave_nothing() {
         let state = || {
             // The bridge's carrier is the first pod's.
             let links = said("ip -o link | cut -d' ' -f2");
-            [links, said("ip addr show dev cricket0 | grep inet"), said("ip rule"), said("nft list ruleset")]
+            [links, said("ip -o addr show dev cricket0 | tr -s ' ' | cut -d' ' -f4"), said("ip rule"), said("nft list ruleset")]
         };
         let before = state();
         let mut pods = Vec::new();

@@ -12,12 +12,14 @@ pub mod check;
 mod client;
 pub mod enter;
 pub mod exec;
+pub mod forward;
 pub mod image;
 mod log_file;
 pub mod logs;
 mod lookup;
 pub mod node;
 pub mod pods;
+mod ports;
 mod progress;
 pub mod ps;
 pub mod rm;
@@ -76,6 +78,9 @@ pub enum Command {
     /// Hold the node's namespaces (started by `serve`)
     #[command(hide = true)]
     Node(node::Args),
+    /// Carry what arrives at host ports to pods (started by `serve`)
+    #[command(hide = true)]
+    Forward(forward::Args),
     /// Be the process from which pods' supervisors are forked (started by `serve`)
     #[command(hide = true)]
     Supervise(supervise::Args),
@@ -99,6 +104,7 @@ impl Cli {
             Command::Rm(args) => rm::run(args, settings),
             Command::Version(args) => version::run(args, settings),
             Command::Node(args) => node::run(args, settings),
+            Command::Forward(args) => forward::run(args, settings),
             Command::Supervise(args) => supervise::run(args, settings),
         }
     }

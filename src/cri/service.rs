@@ -58,6 +58,7 @@ service!(own::cricket_server::Cricket {
     load_images(Streaming<own::LoadImagesRequest>) -> BoxStream<own::LoadImagesResponse> = cricket;
     pull_image(own::PullImageRequest) -> BoxStream<own::PullImageResponse> = cricket;
     node(own::NodeRequest) -> own::NodeResponse = cricket;
+    ports(own::PortsRequest) -> own::PortsResponse = cricket;
 });
 
 /// Logs how a call ended, once; a client's own mistakes only when asked for.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::config::Config;
 use crate::cri::Facts;
 use crate::network::outbound::{self, Outbound};
+use crate::network::ports::{HostPorts, PortsOptions};
 use crate::network::{Cidr, Network, NetworkOptions};
 use crate::pod::PodNetworks;
 use crate::rootless::{Node, NodeKind};
@@ -22,7 +23,7 @@ pub async fn start(facts: &Facts) -> PodNetworks {
     if let Err(why) = &network {
         tracing::warn!("pods have no network: {why}");
     }
-    PodNetworks::new(network, way_out(config, node).await, ranges)
+    PodNetworks::new(network, host_ports(config, node), way_out(config, node).await, ranges)
 }
 
 async fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
@@ -31,6 +32,19 @@ async fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
     let made = node.kind == NodeKind::Made;
     let options = NetworkOptions { node: network_of(node)?, cidrs, mtu: made.then_some(outbound::MTU), forwarded: made };
     Network::start(options).await.map_err(|error| error.to_string())
+}
+
+/// A found node, and root's, are where this process is.
+fn host_ports(config: &Config, node: &Node) -> Option<HostPorts> {
+    let namespace = match node.kind {
+        NodeKind::Made => network_of(node).map(Some),
+        NodeKind::Found | NodeKind::Root => Ok(None),
+    };
+    let started = namespace.and_then(|namespace| {
+        let (state, executable) = (config.state.clone(), node.executable_path());
+        HostPorts::start(PortsOptions { state, executable, node: namespace }).map_err(|error| error.to_string())
+    });
+    started.inspect_err(|why| tracing::warn!("host ports cannot be served: {why}")).ok()
 }
 
 /// A node that is not made has its way out already.

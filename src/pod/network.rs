@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::executor::client::Supervisor;
 use crate::network::outbound::Outbound;
+use crate::network::ports::{HostPorts, PodPorts, PortMapping, PortsError};
 use crate::network::{Cidr, Network, NetworkError, PodNetwork};
 use crate::pod::context::{blocking, pod_modes};
 use crate::pod::error::{PodError, PodErrorKind, quoted};
+use crate::pod::host_ports;
 use crate::pod::record::PodRecord;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
@@ -29,15 +31,21 @@ struct Ranges {
 #[derive(Debug)]
 pub struct PodNetworks {
     network: Result<Network, String>,
+    ports: Option<HostPorts>,
     outbound: Option<Outbound>,
     ranges: PathBuf,
 }
 
 impl PodNetworks {
-    /// `network`, or why there is none; `outbound` where the node needs a way out; the file in which ranges that a
+    /// `network`, or why there is none; what serves host ports; `outbound` where the node needs a way out; the file in which ranges that a
     /// kubelet names are kept.
-    pub fn new(network: Result<Network, String>, outbound: Option<Outbound>, ranges: PathBuf) -> Self {
-        Self { network, outbound, ranges }
+    pub fn new(
+        network: Result<Network, String>,
+        ports: Option<HostPorts>,
+        outbound: Option<Outbound>,
+        ranges: PathBuf,
+    ) -> Self {
+        Self { network, ports, outbound, ranges }
     }
 
     /// The ranges that a kubelet named since the machine was started.
@@ -57,6 +65,7 @@ impl PodNetworks {
 
     /// That a pod of its own network can be run.
     pub(crate) fn check(&self, config: &cri::PodSandboxConfig) -> Result<(), PodError> {
+        host_ports::of(config)?;
         match (has_own(config), &self.network) {
             (true, Err(why)) => Err(PodError::new(
                 PodErrorKind::Unavailable,
@@ -78,21 +87,67 @@ impl PodNetworks {
         let namespace = opened.map_err(|e| PodError::io("open the pod's network namespace", &e))?;
         // It answers after the number was used, so the number was its own.
         supervisor.network().await?;
-        Ok(Some(network.set_up(&pod.id, namespace, Vec::new()).await?))
+        let ports = host_ports::of(&pod.config)?;
+        // First, because a port that is taken is known before anything is made.
+        self.reserve(pod, &ports).await?;
+        let made = network.set_up(&pod.id, namespace, ports).await?;
+        self.publish(pod, &made).await?;
+        Ok(Some(made))
+    }
+
+    async fn reserve(&self, pod: &PodRecord, mappings: &[PortMapping]) -> Result<(), PodError> {
+        match &self.ports {
+            _ if mappings.is_empty() => Ok(()),
+            Some(ports) => Ok(ports.reserve(&pod.id, of_pod(pod, mappings.to_vec())).await?),
+            None => Err(PodError::new(PodErrorKind::Unavailable, "host ports cannot be served: see the daemon's log")),
+        }
+    }
+
+    async fn publish(&self, pod: &PodRecord, made: &PodNetwork) -> Result<(), PodError> {
+        match &self.ports {
+            Some(ports) => Ok(ports.publish(&pod.id, made.addresses.clone()).await?),
+            None => Ok(()),
+        }
     }
 
     /// Takes note of what a pod of an earlier daemon has.
     pub(crate) async fn adopt(&self, pod: &PodRecord) {
-        if let (Ok(network), Some(had)) = (&self.network, &pod.network)
-            && let Err(error) = network.adopt(&pod.id, had, Vec::new()).await
+        let Some(had) = &pod.network else { return };
+        let mappings = host_ports::of(&pod.config).unwrap_or_default();
+        if let Ok(network) = &self.network
+            && let Err(error) = network.adopt(&pod.id, had, mappings.clone()).await
         {
             tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
+        }
+        if let Some(ports) = self.ports.as_ref().filter(|_| !mappings.is_empty())
+            && let Err(error) = ports.adopt(&pod.id, of_pod(pod, mappings), had.addresses.clone()).await
+        {
+            tracing::error!(pod = %pod.id, %error, "a pod's host ports are not served");
+        }
+    }
+
+    /// All pods of an earlier daemon are adopted: what is left of others is removed.
+    pub(crate) async fn settle(&self) {
+        if let Ok(network) = &self.network
+            && let Err(error) = network.settle().await
+        {
+            tracing::error!(%error, "what earlier pods left of their networks was not removed");
+        }
+        if let Some(ports) = &self.ports
+            && let Err(error) = ports.settle().await
+        {
+            tracing::error!(%error, "host ports may not be served");
         }
     }
 
     /// Takes everything from a pod that has ended; also when it has nothing. Failing, it leaves an interface that
     /// nobody is behind, which is no reason to keep the pod.
     pub(crate) async fn tear_down(&self, pod: &PodId) {
+        if let Some(ports) = &self.ports
+            && let Err(error) = ports.release(pod).await
+        {
+            tracing::warn!(%pod, %error, "a pod's host ports were not wholly freed");
+        }
         if let Ok(network) = &self.network
             && let Err(error) = network.tear_down(pod).await
         {
@@ -125,6 +180,24 @@ fn parse(text: &str) -> Result<Vec<Cidr>, PodError> {
 
 fn has_own(config: &cri::PodSandboxConfig) -> bool {
     pod_modes(config).network != wire::NamespaceMode::Node
+}
+
+fn of_pod(pod: &PodRecord, mappings: Vec<PortMapping>) -> PodPorts {
+    let metadata = pod.config.metadata.clone().unwrap_or_default();
+    PodPorts { whom: format!("{}/{}", metadata.namespace, metadata.name), mappings }
+}
+
+impl From<PortsError> for PodError {
+    fn from(error: PortsError) -> Self {
+        let kind = match &error {
+            PortsError::Taken { .. } | PortsError::Low { .. } | PortsError::NoAddress { .. } => {
+                PodErrorKind::FailedPrecondition
+            }
+            PortsError::Socket { .. } | PortsError::Forwarder { .. } => PodErrorKind::Internal,
+            PortsError::Ended => PodErrorKind::Unavailable,
+        };
+        Self::new(kind, error.to_string())
+    }
 }
 
 impl From<NetworkError> for PodError {

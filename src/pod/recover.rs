@@ -51,11 +51,13 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
             tasks.spawn(revive(Arc::clone(context), found));
         }
         match tasks.join_next().await {
-            None => return Ok(()),
+            None => break,
             Some(Ok(())) => {}
             Some(Err(error)) => tracing::error!(%error, "a pod was not recovered because of a defect"),
         }
     }
+    context.networks.settle().await;
+    Ok(())
 }
 
 fn ids<T: std::str::FromStr>(directory: &Path) -> Result<Vec<T>, PodError> {

@@ -2,6 +2,7 @@
 
 mod load_images;
 mod node;
+mod ports;
 mod progress;
 mod pull_image;
 
@@ -13,6 +14,7 @@ use tonic::Status;
 
 pub use load_images::load_images;
 pub use node::node;
+pub use ports::ports;
 pub use pull_image::pull_image;
 
 /// The work behind a stream of answers runs in a task of its own; a panic there is the stream's error, not its end.
