@@ -12,6 +12,7 @@ mod command_line;
 mod containers;
 mod crictl;
 mod daemon_killed;
+mod host_ports;
 mod hundred_pods;
 mod pod_network;
 mod supervisor_killed;
