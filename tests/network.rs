@@ -87,7 +87,8 @@ fn network() -> Network {
         attachments: nowhere,
         patience: std::time::Duration::from_secs(1),
     };
-    Network::new(NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu: None, forwarded: false, cni }).expect("a network")
+    Network::new(NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu: None, forwarded: false, cni })
+        .expect("a network")
 }
 
 /// Names of the links, a line each.

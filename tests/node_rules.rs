@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
+use cricket::network::cni::CniOptions;
 use cricket::network::ports::{PortMapping, Protocol};
 use cricket::network::{Network, NetworkOptions, PodNetwork, PodRequest};
 use cricket::store::PodId;
@@ -113,7 +114,15 @@ fn request(id: &PodId, namespace: OwnedFd, ports: Vec<PortMapping>) -> PodReques
 async fn network() -> Network {
     let node = File::open("/proc/self/ns/net").expect("a namespace").into();
     let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
-    Network::new(NetworkOptions { node, cidrs, mtu: None, forwarded: true })
+    let nowhere = std::path::PathBuf::from("/nowhere");
+    let cni = CniOptions {
+        config_dir: nowhere.clone(),
+        plugin_dirs: Vec::new(),
+        attachments: nowhere,
+        patience: std::time::Duration::from_secs(1),
+    };
+    let options = NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu: None, forwarded: true, cni };
+    Network::new(options).expect("a network")
 }
 
 async fn connected(network: &Network, pod: &Pod, ports: Vec<PortMapping>) -> PodNetwork {
@@ -127,7 +136,7 @@ fn tcp(host: Option<&str>, host_port: u16, pod_port: u16) -> PortMapping {
 #[test]
 fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
     inside("a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own", || async {
-        assert!(run("ip link add up0 type dummy && ip link set up0 up && ip addr add 198.51.100.1/24 dev up0"));
+        assert!(run("ip link add up0 type bridge && ip link set up0 up && ip addr add 198.51.100.1/24 dev up0"));
         let network = network().await;
         let (mut web, other) = (Pod::start(), Pod::start());
         let ports = vec![tcp(None, 8080, 80), tcp(Some("198.51.100.1"), 9090, 80)];
@@ -147,7 +156,16 @@ fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
         // The daemon is started anew: what it adopts goes on, what it does not ends.
         let network = self::network().await;
         assert_eq!(other.asks("10.77.0.1 8080"), "web", "also while no daemon is ready");
-        network.adopt(&web.id, &of_web, vec![tcp(None, 8080, 80)]).await.expect("adopted");
+        network
+            .adopt(
+                &web.id,
+                &of_web,
+                web.namespace(),
+                ProcessId::own().expect("this process"),
+                vec![tcp(None, 8080, 80)],
+            )
+            .await
+            .expect("adopted");
         network.settle().await.expect("settled");
         assert_eq!(web.asks("10.77.0.1 8080"), "web");
         assert!(
@@ -188,6 +206,9 @@ fn a_pod_cannot_speak_in_anothers_name_nor_take_the_bridge_down() {
         assert!(!said("ip neigh show dev cricket0").contains(&format!("{v4} lladdr {}", mac(&of_hostile))));
 
         // Another pod's MAC address.
+        let taken =
+            format!("ip addr del {v4}/32 dev eth0; ip addr del {v6}/128 dev eth0; ip addr del 10.77.0.1/32 dev eth0");
+        assert!(hostile.run(&taken));
         assert!(hostile.pings("10.77.0.1"));
         assert!(hostile.run(&format!("ip link set eth0 address {} && ip link set eth0 up", mac(&of_victim))));
         assert!(!hostile.pings("10.77.0.1"), "with a stolen MAC address");
@@ -237,7 +258,12 @@ fn two_hundred_pods_a_third_of_which_die_leave_nothing() {
         let state = || {
             // The bridge's carrier is the first pod's.
             let links = said("ip -o link | cut -d' ' -f2");
-            [links, said("ip addr show dev cricket0 | grep inet"), said("ip rule"), said("nft list ruleset")]
+            [
+                links,
+                said("ip -o addr show dev cricket0 | tr -s ' ' | cut -d' ' -f4"),
+                said("ip rule"),
+                said("nft list ruleset"),
+            ]
         };
         let before = state();
         let mut pods = Vec::new();

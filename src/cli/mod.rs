@@ -12,6 +12,7 @@ pub mod check;
 mod client;
 pub mod enter;
 pub mod exec;
+pub mod forward;
 pub mod image;
 pub mod install;
 mod log_file;
@@ -20,6 +21,7 @@ mod lookup;
 pub mod node;
 pub mod output;
 pub mod pods;
+mod ports;
 mod progress;
 pub mod ps;
 pub mod rm;
@@ -80,6 +82,9 @@ pub enum Command {
     /// Hold the node's namespaces (started by `serve`)
     #[command(hide = true)]
     Node(node::Args),
+    /// Carry what arrives at host ports to pods (started by `serve`)
+    #[command(hide = true)]
+    Forward(forward::Args),
     /// Be the process from which pods' supervisors are forked (started by `serve`)
     #[command(hide = true)]
     Supervise(supervise::Args),
@@ -104,6 +109,7 @@ impl Cli {
             Command::Rm(args) => rm::run(args, settings),
             Command::Version(args) => version::run(args, settings),
             Command::Node(args) => node::run(args, settings),
+            Command::Forward(args) => forward::run(args, settings),
             Command::Supervise(args) => supervise::run(args, settings),
         }
     }

@@ -1,8 +1,10 @@
 //! `cricket pods`: the pods of this node.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 
 use super::client::{Client, block_on, told};
+use super::ports::ports;
 use super::{Output, Settings, table};
 use crate::proto::cri::{ListPodSandboxRequest, PodSandbox, PodSandboxState};
 
@@ -19,26 +21,28 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let mut pods = block_on(async {
+    let (mut pods, ports) = block_on(async {
         let mut client = Client::connect(settings).await?;
         let list = client.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.map_err(told)?;
-        Ok(list.into_inner().items)
+        Ok((list.into_inner().items, ports(&mut client).await?))
     })?;
     pods.sort_by_key(|pod| std::cmp::Reverse(pod.created_at));
     if args.quiet {
         pods.iter().try_for_each(|pod| table::say(&pod.id))?;
     } else {
-        table::print(args.output, &pods, &["POD", "NAME", "NAMESPACE", "STATE", "CREATED"], row)?;
+        let header = ["POD", "NAME", "NAMESPACE", "STATE", "PORTS", "CREATED"];
+        table::print(args.output, &pods, &header, |pod| row(pod, &ports))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(pod: &PodSandbox) -> Vec<String> {
+fn row(pod: &PodSandbox, ports: &HashMap<String, String>) -> Vec<String> {
     let metadata = pod.metadata.clone().unwrap_or_default();
     let state = match pod.state() {
         PodSandboxState::SandboxReady => "ready",
         PodSandboxState::SandboxNotready => "not ready",
     };
     let id = table::short_id(&pod.id).to_owned();
-    vec![id, metadata.name, metadata.namespace, state.to_owned(), table::ago(pod.created_at)]
+    let ports = ports.get(&pod.id).cloned().unwrap_or_default();
+    vec![id, metadata.name, metadata.namespace, state.to_owned(), ports, table::ago(pod.created_at)]
 }

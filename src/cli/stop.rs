@@ -14,10 +14,11 @@ use crate::config::Config;
 use crate::executor::client::Supervisor;
 use crate::executor::leftovers;
 use crate::network::outbound::Outbound;
+use crate::network::ports;
 use crate::proto::supervisor::{Shutdown, request::Op};
 use crate::rootless::{NodeRecord, cgroups};
 use crate::store::Lock;
-use crate::sys::process::end_all;
+use crate::sys::process::{ProcessId, end_all};
 
 /// The unix sockets of this network namespace, which is the daemon's: "Num RefCount Protocol Flags Type St Inode Path".
 const SOCKETS: &str = "/proc/net/unix";
@@ -46,7 +47,8 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut said = Vec::new();
     said.extend(end_daemon(&config)?);
     let pods = living_pods(&config.state)?;
-    match (args.pods, pods.len()) {
+    let pods_left = pods.len();
+    match (args.pods, pods_left) {
         (_, 0) => {}
         (true, count) => said.push(format!("ended {count} pod(s)")),
         (false, count) => said.push(format!("{count} pod(s) run on; `cricket stop --pods` ends them")),
@@ -54,6 +56,9 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     if args.pods {
         end_pods(pods, &config.state)?;
         said.extend(end_others(&config.state)?);
+    }
+    if args.pods || pods_left == 0 {
+        ports::stop(&config.state).context("ending the forwarder of host ports")?;
     }
     said.extend(end_node(&config.state)?);
     if said.is_empty() {
@@ -130,17 +135,22 @@ async fn end_pod(directory: PathBuf) {
     }
 }
 
+/// The way out and the forwarder of host ports: they go with the node.
+fn helpers(state: &Path) -> Vec<ProcessId> {
+    Outbound::running(state).into_iter().chain(ports::running(state)).collect()
+}
+
 /// Whatever else is in a node that we made: a kubelet, a shell, a process that left its pod.
 fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
     let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
-    let driver = Outbound::running(state);
+    let ours = helpers(state);
     let mut count = 0;
     for _ in 0..ROUNDS {
         let others: Vec<_> = record
             .members()
             .context("looking into the node")?
             .into_iter()
-            .filter(|other| *other != record.process && Some(*other) != driver)
+            .filter(|other| *other != record.process && !ours.contains(other))
             .collect();
         if others.is_empty() {
             break;
@@ -153,9 +163,9 @@ fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
 /// The node, unless somebody is in it: it is theirs too.
 fn end_node(state: &Path) -> anyhow::Result<Option<String>> {
     let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
-    let driver = Outbound::running(state);
+    let ours = helpers(state);
     let members = record.members().context("looking into the node")?;
-    let others = members.iter().filter(|member| **member != record.process && Some(**member) != driver).count();
+    let others = members.iter().filter(|member| **member != record.process && !ours.contains(member)).count();
     if others > 0 {
         return Ok(Some(format!("the node (pid {}) is kept for {others} process(es) in it", record.process.pid)));
     }

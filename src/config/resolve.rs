@@ -95,7 +95,7 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
             .or(file.registry.short_names)
             .unwrap_or_else(|| defaults::SHORT_NAMES.to_owned()),
         pinned_images: words(env, "CRICKET_PINNED_IMAGES", ',').or(file.images.pinned).unwrap_or_default(),
-        policy: policy(file.policy, path)?,
+        policy: policy(file.policy, origins)?,
         cgroup_driver: cgroup_driver(env)?.or(file.cgroup_driver).unwrap_or(CgroupDriver::Cgroupfs),
         streaming_address: parsed(env, "CRICKET_STREAMING_ADDRESS", "an address such as 127.0.0.1:0")?
             .or(file.streaming.address)
@@ -151,15 +151,15 @@ fn directories(
     in_file.map(|dirs| dirs.into_iter().map(|dir| absolute(dir, origins, key)).collect()).transpose()
 }
 
-fn policy(in_file: BTreeMap<String, file::Policy>, file: &Path) -> Result<Vec<SignatureRule>, ConfigError> {
+fn policy(in_file: BTreeMap<String, file::Policy>, origins: &Origins) -> Result<Vec<SignatureRule>, ConfigError> {
     let rule = |(scope, policy): (String, file::Policy)| {
-        let key = format!("policy.\"{scope}\"");
+        let key = format!("policy.{scope}");
         // A rule that says nothing would be taken for one that asks for a signature.
         if policy.accept != policy.keys.is_empty() {
             let message = "either keys or accept = true is expected".to_owned();
-            return Err(ConfigError::Value { origin: format!("{}, key {key}", file.display()), message });
+            return Err(ConfigError::Value { origin: origins.in_file(&key), message });
         }
-        let keys = policy.keys.into_iter().map(|path| absolute(path, file, &key)).collect::<Result<_, _>>()?;
+        let keys = policy.keys.into_iter().map(|path| absolute(path, origins, &key)).collect::<Result<_, _>>()?;
         Ok(SignatureRule { scope: scope.trim_end_matches('/').to_owned(), keys })
     };
     in_file.into_iter().map(rule).collect()

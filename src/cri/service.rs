@@ -83,6 +83,7 @@ service!(own::cricket_server::Cricket {
     verify_images(own::VerifyImagesRequest) -> BoxStream<own::VerifyImagesResponse> = cricket;
     prune_images(own::PruneImagesRequest) -> own::PruneImagesResponse = cricket;
     node(own::NodeRequest) -> own::NodeResponse = cricket;
+    ports(own::PortsRequest) -> own::PortsResponse = cricket;
 });
 
 impl Services {

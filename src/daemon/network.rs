@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::cri::Facts;
 use crate::network::cni::CniOptions;
 use crate::network::outbound::{self, Outbound};
+use crate::network::ports::{HostPorts, PortsOptions};
 use crate::network::{Cidr, Network, NetworkOptions};
 use crate::pod::PodNetworks;
 use crate::rootless::{Node, NodeKind};
@@ -22,7 +23,12 @@ pub async fn start(facts: &Facts) -> PodNetworks {
     let (config, node) = (&facts.config, &facts.node);
     let ranges = config.state.join(RANGES);
     let kept = PodNetworks::kept_ranges(&ranges);
-    let networks = PodNetworks::new(pod_network(config, node, kept), way_out(config, node).await, ranges);
+    let networks = PodNetworks::new(
+        pod_network(config, node, kept),
+        host_ports(config, node),
+        way_out(config, node).await,
+        ranges,
+    );
     if let Some(why) = networks.missing().await {
         tracing::warn!("pods have no network: {why}");
     }
@@ -49,6 +55,19 @@ fn pod_network(config: &Config, node: &Node, kept: Option<Vec<String>>) -> Resul
         cni,
     };
     Network::new(options).map_err(|error| error.to_string())
+}
+
+/// A found node, and root's, are where this process is.
+fn host_ports(config: &Config, node: &Node) -> Option<HostPorts> {
+    let namespace = match node.kind {
+        NodeKind::Made => network_of(node).map(Some),
+        NodeKind::Found | NodeKind::Root => Ok(None),
+    };
+    let started = namespace.and_then(|namespace| {
+        let (state, executable) = (config.state.clone(), node.executable_path());
+        HostPorts::start(PortsOptions { state, executable, node: namespace }).map_err(|error| error.to_string())
+    });
+    started.inspect_err(|why| tracing::warn!("host ports cannot be served: {why}")).ok()
 }
 
 /// A node that is not made has its way out already.

@@ -32,7 +32,7 @@ use crate::proto::cri;
 use crate::store::PodId;
 use crate::sys::process::ProcessId;
 
-use builtin::BuiltinThread;
+use builtin::{BuiltinOptions, BuiltinThread};
 use cni::{Cni, CniError, CniOptions};
 
 use ports::PortMapping;
@@ -162,7 +162,7 @@ impl Network {
         let Shared { node, mtu, forwarded, .. } = &*self.shared;
         let node = node.try_clone().map_err(NetworkError::kernel("duplicate the node's namespace"))?;
         let cidrs = state.cidrs.clone();
-        let started = BuiltinThread::start(NetworkOptions { node, cidrs, mtu: *mtu, forwarded: *forwarded }).await?;
+        let started = BuiltinThread::start(BuiltinOptions { node, cidrs, mtu: *mtu, forwarded: *forwarded }).await?;
         Ok(state.running.insert(started).clone())
     }
 

@@ -24,6 +24,7 @@ mod events;
 mod exec;
 mod facts;
 mod files;
+mod host_ports;
 mod limits;
 mod member;
 mod mounts;
@@ -208,6 +209,14 @@ impl Pods {
     pub fn list_pod_sandbox(&self, filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
         let views = self.context.table.views();
         views.iter().filter(|view| filter.is_none_or(|f| view.matches(f))).map(|view| view.item()).collect()
+    }
+
+    /// Of pods that are up and have some: the id, and each port as `8080->80/tcp`.
+    pub fn host_ports(&self) -> Vec<(String, Vec<String>)> {
+        let views = self.context.table.views();
+        let up = views.iter().filter(|view| view.ready);
+        let ports = up.map(|view| (view.record.id.to_string(), host_ports::listed(&view.record.config)));
+        ports.filter(|(_, ports)| !ports.is_empty()).collect()
     }
 
     /// Answers the container's id.

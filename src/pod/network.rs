@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::executor::client::Supervisor;
 use crate::network::cni::CniError;
 use crate::network::outbound::Outbound;
+use crate::network::ports::{HostPorts, PodPorts, PortMapping, PortsError};
 use crate::network::{Cidr, Network, NetworkError, PodNetwork, PodRequest};
 use crate::pod::context::{blocking, pod_modes};
 use crate::pod::error::{PodError, PodErrorKind, quoted};
+use crate::pod::host_ports;
 use crate::pod::record::PodRecord;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
@@ -37,15 +39,21 @@ struct Ranges {
 #[derive(Debug)]
 pub struct PodNetworks {
     network: Result<Network, String>,
+    ports: Option<HostPorts>,
     outbound: Option<Outbound>,
     ranges: PathBuf,
 }
 
 impl PodNetworks {
-    /// `network`, or why there is none; `outbound` where the node needs a way out; the file in which ranges that a
+    /// `network`, or why there is none; what serves host ports; `outbound` where the node needs a way out; the file in which ranges that a
     /// kubelet names are kept.
-    pub fn new(network: Result<Network, String>, outbound: Option<Outbound>, ranges: PathBuf) -> Self {
-        Self { network, outbound, ranges }
+    pub fn new(
+        network: Result<Network, String>,
+        ports: Option<HostPorts>,
+        outbound: Option<Outbound>,
+        ranges: PathBuf,
+    ) -> Self {
+        Self { network, ports, outbound, ranges }
     }
 
     /// The ranges that a kubelet named since the machine was started.
@@ -68,6 +76,7 @@ impl PodNetworks {
 
     /// That a pod of its own network can be run.
     pub(crate) fn check(&self, config: &cri::PodSandboxConfig) -> Result<(), PodError> {
+        host_ports::of(config)?;
         match (has_own(config), &self.network) {
             (true, Err(why)) => Err(PodError::new(
                 PodErrorKind::Unavailable,
@@ -86,19 +95,62 @@ impl PodNetworks {
         self.check(&pod.config)?;
         let Some(network) = self.network.as_ref().ok().filter(|_| has_own(&pod.config)) else { return Ok(None) };
         let (namespace, holder) = namespace_of(supervisor).await?;
+        let ports = host_ports::of(&pod.config)?;
+        // First, because a port that is taken is known before anything is made.
+        self.reserve(pod, &ports).await?;
         let (id, config, cgroup) = (pod.id.clone(), pod.config.clone(), pod.cgroup.clone());
-        Ok(Some(network.set_up(PodRequest { id, namespace, holder, config, cgroup, ports: Vec::new() }).await?))
+        let made = network.set_up(PodRequest { id, namespace, holder, config, cgroup, ports }).await?;
+        self.publish(pod, &made).await?;
+        Ok(Some(made))
+    }
+
+    async fn reserve(&self, pod: &PodRecord, mappings: &[PortMapping]) -> Result<(), PodError> {
+        match &self.ports {
+            _ if mappings.is_empty() => Ok(()),
+            Some(ports) => Ok(ports.reserve(&pod.id, of_pod(pod, mappings.to_vec())).await?),
+            None => Err(PodError::new(PodErrorKind::Unavailable, "host ports cannot be served: see the daemon's log")),
+        }
+    }
+
+    async fn publish(&self, pod: &PodRecord, made: &PodNetwork) -> Result<(), PodError> {
+        match &self.ports {
+            Some(ports) => Ok(ports.publish(&pod.id, made.addresses.clone()).await?),
+            None => Ok(()),
+        }
     }
 
     /// Takes note of what a pod of an earlier daemon has.
     pub(crate) async fn adopt(&self, pod: &PodRecord, supervisor: &Supervisor) {
         let (Ok(network), Some(had)) = (&self.network, &pod.network) else { return };
+        let mappings = host_ports::of(&pod.config).unwrap_or_default();
         let adopted = match namespace_of(supervisor).await {
-            Ok((namespace, holder)) => network.adopt(&pod.id, had, namespace, holder, Vec::new()).await.map_err(PodError::from),
+            Ok((namespace, holder)) => {
+                let adopted = network.adopt(&pod.id, had, namespace, holder, mappings.clone()).await;
+                adopted.map_err(PodError::from)
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = adopted {
             tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
+        }
+        if let Some(ports) = self.ports.as_ref().filter(|_| !mappings.is_empty())
+            && let Err(error) = ports.adopt(&pod.id, of_pod(pod, mappings), had.addresses.clone()).await
+        {
+            tracing::error!(pod = %pod.id, %error, "a pod's host ports are not served");
+        }
+    }
+
+    /// All pods of an earlier daemon are adopted: what is left of others is removed.
+    pub(crate) async fn settle(&self) {
+        if let Ok(network) = &self.network
+            && let Err(error) = network.settle().await
+        {
+            tracing::error!(%error, "what earlier pods left of their networks was not removed");
+        }
+        if let Some(ports) = &self.ports
+            && let Err(error) = ports.settle().await
+        {
+            tracing::error!(%error, "host ports may not be served");
         }
     }
 
@@ -112,6 +164,11 @@ impl PodNetworks {
     /// Takes everything from a pod that has ended; also when it has nothing. Where it fails, the pod has something that
     /// others may need (an address that a plugin keeps for it), and it is to be tried again.
     pub(crate) async fn tear_down(&self, pod: &PodId) -> Result<(), PodError> {
+        if let Some(ports) = &self.ports
+            && let Err(error) = ports.release(pod).await
+        {
+            tracing::warn!(%pod, %error, "a pod's host ports were not wholly freed");
+        }
         match &self.network {
             Ok(network) => Ok(network.tear_down(pod).await?),
             Err(_) => Ok(()),
@@ -173,6 +230,24 @@ async fn namespace_of(supervisor: &Supervisor) -> Result<(OwnedFd, ProcessId), P
 
 fn has_own(config: &cri::PodSandboxConfig) -> bool {
     pod_modes(config).network != wire::NamespaceMode::Node
+}
+
+fn of_pod(pod: &PodRecord, mappings: Vec<PortMapping>) -> PodPorts {
+    let metadata = pod.config.metadata.clone().unwrap_or_default();
+    PodPorts { whom: format!("{}/{}", metadata.namespace, metadata.name), mappings }
+}
+
+impl From<PortsError> for PodError {
+    fn from(error: PortsError) -> Self {
+        let kind = match &error {
+            PortsError::Taken { .. } | PortsError::Low { .. } | PortsError::NoAddress { .. } => {
+                PodErrorKind::FailedPrecondition
+            }
+            PortsError::Socket { .. } | PortsError::Forwarder { .. } => PodErrorKind::Internal,
+            PortsError::Ended => PodErrorKind::Unavailable,
+        };
+        Self::new(kind, error.to_string())
+    }
 }
 
 impl From<NetworkError> for PodError {

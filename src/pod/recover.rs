@@ -57,6 +57,7 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
             Some(Err(error)) => tracing::error!(%error, "a pod was not recovered because of a defect"),
         }
     }
+    context.networks.settle().await;
     context.networks.collect_garbage(known);
     Ok(())
 }

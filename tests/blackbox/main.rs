@@ -15,6 +15,7 @@ mod crictl;
 mod daemon_killed;
 mod disk_full;
 mod handlers;
+mod host_ports;
 mod hundred_pods;
 mod image_soak;
 mod images;

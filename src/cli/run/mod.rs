@@ -8,6 +8,7 @@
 //! Output without a terminal is read from the log: nothing is lost between start and attach, nor while the daemon is
 //! away. Everything that was made is removed again on every way out, unless `--detach` was asked for and succeeded.
 
+mod port;
 mod request;
 mod volume;
 
@@ -55,6 +56,9 @@ pub struct Args {
     /// Mount a file or directory
     #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
     volume: Vec<String>,
+    /// Reach a port of the container at a port of the host
+    #[arg(short, long, value_name = "[ADDRESS:]PORT:PORT[/udp]")]
+    publish: Vec<String>,
     /// Working directory
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
-use super::{Args, volume};
+use super::{Args, port, volume};
 use crate::proto::cri;
 use crate::proto::cri::security_profile::ProfileType;
 use crate::store::PodId;
@@ -42,6 +42,7 @@ pub struct Plan {
     command: Vec<String>,
     envs: Vec<cri::KeyValue>,
     mounts: Vec<cri::Mount>,
+    ports: Vec<cri::PortMapping>,
     workdir: String,
     user: User,
     network: Network,
@@ -80,6 +81,7 @@ impl Plan {
             command: args.command.clone(),
             envs,
             mounts: args.volume.iter().map(|text| volume::mount(text)).collect::<anyhow::Result<_>>()?,
+            ports: ports(args)?,
             workdir: args.workdir.clone().unwrap_or_default(),
             user: args.user.as_deref().map(user).transpose()?.unwrap_or_default(),
             network: args.network,
@@ -112,6 +114,7 @@ impl Plan {
             // A pod on the node's network has the node's name.
             hostname: if self.network == Network::Pod { self.name.clone() } else { String::new() },
             log_directory: log_directory.display().to_string(),
+            port_mappings: self.ports.clone(),
             linux: Some(linux),
             ..Default::default()
         }
@@ -163,6 +166,13 @@ impl Plan {
             ..Default::default()
         }
     }
+}
+
+fn ports(args: &Args) -> anyhow::Result<Vec<cri::PortMapping>> {
+    if args.network == Network::Node && !args.publish.is_empty() {
+        bail!("--publish: a pod on the node's network has its ports there already; leave --network out");
+    }
+    args.publish.iter().map(|text| port::mapping(text)).collect()
 }
 
 fn default_seccomp() -> cri::SecurityProfile {

@@ -2,6 +2,7 @@
 
 mod load_images;
 mod node;
+mod ports;
 mod progress;
 mod prune_images;
 mod pull_image;
@@ -16,6 +17,7 @@ use tonic::Status;
 
 pub use load_images::load_images;
 pub use node::node;
+pub use ports::ports;
 pub use prune_images::prune_images;
 pub use pull_image::pull_image;
 pub use save_images::save_images;

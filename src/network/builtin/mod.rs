@@ -16,7 +16,7 @@ use crate::store::PodId;
 
 use super::pool::Pool;
 use super::ports::{PortMapping, RETURNING_MARK};
-use super::{Cidr, NetworkError, NetworkOptions, PodNetwork};
+use super::{Cidr, NetworkError, PodNetwork};
 
 pub use thread::BuiltinThread;
 
@@ -73,10 +73,19 @@ fn hardware_address(addresses: &[IpAddr]) -> Option<[u8; 6]> {
     Some([MAC_PREFIX[0], MAC_PREFIX[1], end[0], end[1], end[2], end[3]])
 }
 
+/// What it is started with; the meaning is that of [`super::NetworkOptions`].
+#[derive(Debug)]
+pub struct BuiltinOptions {
+    pub node: OwnedFd,
+    pub cidrs: Vec<Cidr>,
+    pub mtu: Option<u32>,
+    pub forwarded: bool,
+}
+
 impl Builtin {
     /// Joins the node's network namespace with this thread, for good.
-    pub fn start(options: NetworkOptions) -> Result<Self, NetworkError> {
-        let NetworkOptions { node, cidrs, mtu, forwarded } = options;
+    pub fn start(options: BuiltinOptions) -> Result<Self, NetworkError> {
+        let BuiltinOptions { node, cidrs, mtu, forwarded } = options;
         enter(&node).map_err(NetworkError::kernel("join the node's network namespace"))?;
         let mut route = RouteSocket::open().map_err(NetworkError::kernel("open a netlink socket"))?;
         let own = cidrs.first().and_then(|cidr| hardware_address(&[cidr.gateway()]));

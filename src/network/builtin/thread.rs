@@ -5,9 +5,9 @@ use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
-use super::Builtin;
+use super::{Builtin, BuiltinOptions};
 use crate::network::ports::PortMapping;
-use crate::network::{Cidr, NetworkError, NetworkOptions, PodNetwork};
+use crate::network::{Cidr, NetworkError, PodNetwork};
 use crate::store::PodId;
 
 type Job = Box<dyn FnOnce(&mut Builtin) + Send>;
@@ -20,7 +20,7 @@ pub struct BuiltinThread {
 
 impl BuiltinThread {
     /// Makes the bridge and the rules where they are not there yet.
-    pub async fn start(options: NetworkOptions) -> Result<Self, NetworkError> {
+    pub async fn start(options: BuiltinOptions) -> Result<Self, NetworkError> {
         let (jobs, todo) = mpsc::channel::<Job>();
         let (started, outcome) = oneshot::channel();
         std::thread::Builder::new()

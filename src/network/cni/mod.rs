@@ -284,7 +284,13 @@ impl Shared {
         attachment.result = Some(result.in_version(attachment.list.version));
         self.attachments.write(&attachment)?;
         let node_interface = result.node_interface().unwrap_or_default().to_owned();
-        Ok(PodNetwork { interface: attachment.interface, node_interface, addresses, cni: Some(name) })
+        Ok(PodNetwork {
+            interface: attachment.interface,
+            node_interface,
+            addresses,
+            hardware_address: None,
+            cni: Some(name),
+        })
     }
 
     fn disconnect(&self, pod: &PodId) -> Result<(), CniError> {

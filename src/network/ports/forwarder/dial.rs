@@ -1,0 +1,94 @@
+//! Sockets from the node to a pod, in the client's name where that can be done.
+//!
+//! The kernel lets us bind an address that is not ours (IP_TRANSPARENT); marks bring the pod's answers back
+//! (`network::builtin`). It cannot be done for a client at a loopback address, nor for one that the pod believes to be
+//! its neighbour: these bear the node's address.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::super::FORWARDED_MARK;
+
+/// An address inside an IPv4-mapped one is what it is.
+pub fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// The target of the client's family, or else the first.
+pub fn choose(targets: &[SocketAddr], client: IpAddr) -> Option<SocketAddr> {
+    targets.iter().find(|target| target.is_ipv4() == client.is_ipv4()).or(targets.first()).copied()
+}
+
+/// A connected socket (a stream may be on its way still). Nonblocking.
+pub fn dial(kind: SocketType, client: SocketAddr, target: SocketAddr) -> io::Result<OwnedFd> {
+    if in_the_name_of(client, target)
+        && let Ok(socket) = dial_as(kind, Some(client), target)
+    {
+        return Ok(socket);
+    }
+    dial_as(kind, None, target)
+}
+
+fn in_the_name_of(client: SocketAddr, target: SocketAddr) -> bool {
+    let ip = client.ip();
+    let link_local = matches!(ip, IpAddr::V6(address) if address.is_unicast_link_local());
+    client.is_ipv4() == target.is_ipv4()
+        && !ip.is_loopback()
+        && !ip.is_unspecified()
+        && !link_local
+        && !neighbours(ip, target.ip())
+}
+
+/// Whether the pod may take the client for somebody at its own bridge: by the default lengths of pod ranges.
+fn neighbours(client: IpAddr, pod: IpAddr) -> bool {
+    const V4_BITS: u32 = 16;
+    const V6_BITS: u32 = 64;
+    match (client, pod) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()) >> (32 - V4_BITS) == 0,
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()) >> (128 - V6_BITS) == 0,
+        _ => false,
+    }
+}
+
+fn dial_as(kind: SocketType, client: Option<SocketAddr>, target: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    if let Some(client) = client {
+        // For both families: the flag is the socket's.
+        setsockopt(&socket, sockopt::IpTransparent, &true)?;
+        setsockopt(&socket, sockopt::Mark, &FORWARDED_MARK)?;
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &client)?;
+    }
+    match rustix::net::connect(&socket, &target) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_keeps_its_address_unless_it_could_not_be_answered() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        for (client, target, kept) in [
+            ("192.0.2.7:5000", "10.85.0.2:80", true),
+            ("127.0.0.1:5000", "10.85.0.2:80", false),
+            ("10.85.3.4:5000", "10.85.0.2:80", false),
+            ("[2001:db8::7]:5000", "[fd85::2]:80", true),
+            ("[::1]:5000", "[fd85::2]:80", false),
+            ("[fe80::1]:5000", "[fd85::2]:80", false),
+            ("[2001:db8::7]:5000", "10.85.0.2:80", false),
+        ] {
+            assert_eq!(in_the_name_of(address(client), address(target)), kept, "{client} to {target}");
+        }
+        assert_eq!(plain(address("[::ffff:192.0.2.7]:5000")), address("192.0.2.7:5000"));
+    }
+}

@@ -1,0 +1,106 @@
+//! Who has a port: found in the calling thread's network namespace, when a port is taken, to be named in the message.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::Protocol;
+
+/// A table of sockets is read up to here.
+const TABLE_LIMIT_LINES: usize = 200_000;
+
+/// `nginx (pid 71)`, as far as it can be known.
+pub fn holder_of(protocol: Protocol, address: SocketAddr) -> Option<String> {
+    let socket = tables(protocol).into_iter().find_map(|table| {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok()?;
+        text.lines().skip(1).take(TABLE_LIMIT_LINES).filter_map(parse).find(|found| found.stands_at(protocol, address))
+    })?;
+    Some(process_with(socket.inode).unwrap_or_else(|| format!("a process of another user (uid {})", socket.uid)))
+}
+
+fn tables(protocol: Protocol) -> Vec<&'static str> {
+    match protocol {
+        Protocol::Tcp => vec!["tcp", "tcp6"],
+        Protocol::Udp => vec!["udp", "udp6"],
+        Protocol::Sctp => Vec::new(),
+    }
+}
+
+/// One line of such a table.
+#[derive(Debug, PartialEq, Eq)]
+struct Socket {
+    address: SocketAddr,
+    state: u8,
+    uid: u32,
+    inode: u64,
+}
+
+impl Socket {
+    fn stands_at(&self, protocol: Protocol, address: SocketAddr) -> bool {
+        const LISTEN: u8 = 10;
+        let overlap = |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() || b.is_unspecified();
+        self.address.port() == address.port()
+            && overlap(self.address.ip().to_canonical(), address.ip())
+            && (protocol != Protocol::Tcp || self.state == LISTEN)
+    }
+}
+
+fn parse(line: &str) -> Option<Socket> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let (ip, port) = fields.get(1)?.split_once(':')?;
+    Some(Socket {
+        address: SocketAddr::new(parse_ip(ip)?, u16::from_str_radix(port, 16).ok()?),
+        state: u8::from_str_radix(fields.get(3)?, 16).ok()?,
+        uid: fields.get(7)?.parse().ok()?,
+        inode: fields.get(9)?.parse().ok()?,
+    })
+}
+
+/// Words of four bytes, each printed as the machine's own number.
+fn parse_ip(text: &str) -> Option<IpAddr> {
+    const WORD_DIGITS: usize = 8;
+    let words = (0..text.len()).step_by(WORD_DIGITS).map(|start| {
+        let word = text.get(start..start + WORD_DIGITS)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    });
+    let bytes = words.collect::<Option<Vec<_>>>()?.concat();
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        return Some(Ipv4Addr::from(v4).into());
+    }
+    Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?).into())
+}
+
+/// The process, among those that we may look into, that has the socket open.
+fn process_with(inode: u64) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
+    crate::sys::process::all_pids().ok()?.find_map(|pid| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let has =
+            |entry: fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str());
+        descriptors.flatten().any(has).then(|| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("{} (pid {pid})", name.trim())
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn this_process_is_named_as_the_holder_of_its_ports() {
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr();
+        let listener = TcpListener::bind("[::]:0").expect("a port");
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let own = format!("(pid {})", std::process::id());
+        let at = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let v6 = holder_of(Protocol::Tcp, at(listener.local_addr().expect("bound").port())).expect("found");
+        assert!(v6.ends_with(&own), "{v6}");
+        let found = holder_of(Protocol::Udp, at(udp.local_addr().expect("bound").port())).expect("found");
+        assert!(found.ends_with(&own), "{found}");
+        let closed = tcp.expect("bound");
+        assert_eq!(holder_of(Protocol::Tcp, closed).filter(|found| found.ends_with(&own)), None);
+    }
+}

@@ -1,0 +1,175 @@
+//! The forwarder's process as the daemon sees it: started when a pod first has a host port, found again by the next
+//! daemon, ended by `cricket stop`. `STATE/forwarder.json` says which process it is, `STATE/forwarder.sock` is its door.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+
+use super::wire::{self, Reply, Request};
+use crate::store;
+use crate::sys::process::ProcessId;
+use crate::sys::spawn::join_and_pass;
+
+/// The number at which `cricket forward` finds its listening socket.
+pub const DOOR: i32 = 3;
+const SOCKET: &str = "forwarder.sock";
+const RECORD: &str = "forwarder.json";
+const LOG: &str = "forwarder.log";
+const RECORD_VERSION: u32 = 1;
+/// Daemons that wait to be let in.
+const BACKLOG: i32 = 8;
+/// The forwarder never waits for anything; a loaded machine may.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For it to end when it is asked.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    process: ProcessId,
+}
+
+/// How a forwarder is started.
+#[derive(Debug)]
+pub struct Launch {
+    /// The state directory.
+    pub state: PathBuf,
+    /// By which a child of ours executes this program.
+    pub executable: PathBuf,
+    /// The node's network namespace, where it is not the daemon's.
+    pub namespace: Option<OwnedFd>,
+}
+
+/// A connection to the forwarder.
+#[derive(Debug)]
+pub struct Link {
+    socket: OwnedFd,
+    /// Where this daemon started it: to be waited for.
+    child: Option<Child>,
+}
+
+impl Link {
+    /// To the forwarder that runs; none where none runs.
+    pub fn to_running(state: &Path) -> io::Result<Option<Self>> {
+        let address = Address::of(state)?;
+        let socket = socket()?;
+        match rustix::net::connect(&socket, &address.path) {
+            Ok(()) => {
+                for which in [Timeout::Recv, Timeout::Send] {
+                    set_socket_timeout(&socket, which, Some(PATIENCE))?;
+                }
+                Ok(Some(Self { socket, child: None }))
+            }
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// To a forwarder that is started now.
+    pub fn start(launch: &Launch) -> io::Result<Self> {
+        let door = door(&launch.state)?;
+        let log = File::create(launch.state.join(LOG))?;
+        let mut command = Command::new(&launch.executable);
+        command.arg("forward").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        let namespaces = launch.namespace.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
+        join_and_pass(&mut command, &namespaces, &door, DOOR)?;
+        let child = command.spawn()?;
+        let process = ProcessId::of(child.id() as i32)?;
+        let record = Record { version: RECORD_VERSION, process };
+        store::write(&launch.state.join(RECORD), &record).map_err(io::Error::other)?;
+        let link = Self::to_running(&launch.state)?.ok_or(io::ErrorKind::ConnectionRefused)?;
+        Ok(Self { child: Some(child), ..link })
+    }
+
+    /// Asks, and waits for the answer.
+    pub fn ask(&self, request: &Request, sockets: &[BorrowedFd<'_>]) -> io::Result<Reply> {
+        wire::send(&self.socket, request, sockets)?;
+        let (reply, _) = wire::receive::<Reply>(&self.socket)?.ok_or(io::ErrorKind::ConnectionReset)?;
+        match reply.error {
+            Some(error) => Err(io::Error::other(error)),
+            None => Ok(reply),
+        }
+    }
+
+    /// Of one that does not answer any more: what may be left of it goes.
+    pub fn finish(self, state: &Path) {
+        if let Err(error) = stop(state) {
+            tracing::warn!(%error, "what is left of the forwarder of host ports cannot be ended");
+        }
+        if let Some(mut child) = self.child {
+            // Ended above; without this it would be a zombie for as long as we live.
+            let _ = child.kill().and_then(|()| child.wait());
+        }
+    }
+
+    /// A descriptor that hangs up when the forwarder ends.
+    pub fn watch(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+}
+
+/// Waits until a descriptor of [`Link::watch`] hangs up.
+pub fn wait_for_end(link: &OwnedFd) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    // Nothing but the hang-up is waited for.
+    while let Ok(0) | Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(link, PollFlags::empty())], None) {}
+}
+
+/// The forwarder that is recorded under `state`, if it runs.
+pub fn running(state: &Path) -> Option<ProcessId> {
+    let record = store::read::<Record>(&state.join(RECORD)).ok()?;
+    record.process.is_alive().then_some(record.process)
+}
+
+/// Ends the forwarder that is recorded under `state`, if one runs, with all its connections.
+pub fn stop(state: &Path) -> io::Result<()> {
+    if let Some(process) = running(state) {
+        process.end(STOP_PATIENCE)?;
+    }
+    match std::fs::remove_file(state.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    store::remove(&state.join(RECORD)).map_err(io::Error::other)
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A unix address is short, a state directory may be long: the way leads through the opened directory.
+struct Address {
+    path: SocketAddrUnix,
+    _directory: OwnedFd,
+}
+
+impl Address {
+    fn of(state: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(state, flags, Mode::empty())?;
+        let path = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_fd().as_raw_fd()))?;
+        Ok(Self { path, _directory: directory })
+    }
+}
+
+/// Replaces a socket that nobody listens at any more.
+fn door(state: &Path) -> io::Result<OwnedFd> {
+    let address = Address::of(state)?;
+    let socket = socket()?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    if rustix::net::bind(&socket, &address.path) == Err(rustix::io::Errno::ADDRINUSE) {
+        std::fs::remove_file(state.join(SOCKET))?;
+        rustix::net::bind(&socket, &address.path)?;
+    }
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
