@@ -19,6 +19,11 @@ fn id_of(node: &Node, name: &str) -> String {
     inspected["id"].as_str().expect("an id").to_owned()
 }
 
+fn diff_ids_of(node: &Node, name: &str) -> Value {
+    let inspected = json(&succeed(&mut node.cricket(["image", "inspect", name])));
+    inspected["info"]["imageSpec"]["rootfs"]["diff_ids"].clone()
+}
+
 fn remove(node: &Node, name: &str) {
     succeed(&mut node.cricket(["image", "remove", name]));
 }
@@ -59,7 +64,11 @@ async fn skopeo_reads_what_we_save_and_we_load_what_it_writes() {
             skopeo(&["copy", "--quiet", &source, &target]);
             remove(&node, BUSYBOX);
             let loaded = load(&node, &theirs);
-            assert_eq!(loaded[0]["id"], id.as_str(), "{format} {compress} -> {kind}: the same image");
+            // Between the two formats skopeo writes the config anew, and with it the id; never the layers.
+            if format == name {
+                assert_eq!(loaded[0]["id"], id.as_str(), "{format} {compress} -> {kind}: the same image");
+            }
+            assert_eq!(&diff_ids_of(&node, "copied.test/busybox:2"), diff_ids, "{format} {compress} -> {kind}");
             assert_eq!(loaded[0]["layers"]["fetched"], 1);
             remove(&node, "copied.test/busybox:2");
             load(&node, &saved);
