@@ -70,7 +70,8 @@ impl Site {
         };
         let node = File::open("/proc/self/ns/net").expect("a namespace").into();
         let cidrs = vec!["10.77.0.0/16".parse().expect("a range")];
-        Network::new(NetworkOptions { node, cidrs, cidrs_of_kubelet: true, cni }).expect("a network")
+        Network::new(NetworkOptions { node, cidrs, cidrs_of_kubelet: true, mtu: None, forwarded: false, cni })
+            .expect("a network")
     }
 
     fn configure(&self, list: &Value) {
@@ -181,7 +182,7 @@ impl Pod {
 
     fn request(&self) -> PodRequest {
         let (id, config) = (self.id.clone(), self.config.clone());
-        PodRequest { id, namespace: self.namespace(), holder: self.process(), config, cgroup: None }
+        PodRequest { id, namespace: self.namespace(), holder: self.process(), config, cgroup: None, ports: Vec::new() }
     }
 
     fn run(&self, command: &str) -> bool {
@@ -389,7 +390,7 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         let addresses: Vec<String> = made.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.9.0.5", "fd09::5"]);
         let restarted = site.network(PATIENCE);
-        restarted.adopt(&pod.id, &made, pod.namespace(), pod.process()).await.expect("adopted");
+        restarted.adopt(&pod.id, &made, pod.namespace(), pod.process(), Vec::new()).await.expect("adopted");
         restarted.collect_garbage(&HashSet::from([pod.id.clone()])).await;
         restarted.tear_down(&pod.id).await.expect("torn down");
 
