@@ -6,12 +6,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
-use cricket::network::ports::{PortMapping, Protocol};
+use cricket::network::ports::{HostPorts, PodPorts, PortMapping, PortsOptions, Protocol, running, stop};
 use cricket::network::{Network, NetworkOptions, PodNetwork};
 use cricket::store::PodId;
 
 /// Set in the copy of the test that runs inside the namespaces.
 const INSIDE: &str = "CRICKET_TEST_INSIDE";
+/// For what takes a fraction of a second on a machine that does other things too.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// As many as the issue asks for.
 const MANY: usize = 200;
 
@@ -89,7 +91,8 @@ impl Pod {
 
     /// What is answered at `address`, a pair that nc takes.
     fn asks(&self, address: &str) -> String {
-        let output = self.inside(&format!("timeout 5 busybox nc -w 3 {address} </dev/null")).output().expect("nsenter runs");
+        let output =
+            self.inside(&format!("timeout 5 busybox nc -w 3 {address} </dev/null")).output().expect("nsenter runs");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 }
@@ -128,7 +131,11 @@ fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
         connected(&network, &other, Vec::new()).await;
         web.serve(80, "web");
         for address in ["198.51.100.1 8080", "198.51.100.1 9090", "10.77.0.1 8080", "fdc7:1cce:7::1 8080"] {
-            assert_eq!(said(&format!("timeout 5 busybox nc -w 3 {address} </dev/null")).trim(), "web", "node to {address}");
+            assert_eq!(
+                said(&format!("timeout 5 busybox nc -w 3 {address} </dev/null")).trim(),
+                "web",
+                "node to {address}"
+            );
             assert_eq!(other.asks(address), "web", "another pod to {address}");
             assert_eq!(web.asks(address), "web", "itself to {address}");
         }
@@ -139,7 +146,10 @@ fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
         network.adopt(&web.id, &of_web, vec![tcp(None, 8080, 80)]).await.expect("adopted");
         network.settle().await.expect("settled");
         assert_eq!(web.asks("10.77.0.1 8080"), "web");
-        assert!(!said("ip -o link").contains(&format!("ck{}", &other.id.as_str()[..13])), "nobody's interface is removed");
+        assert!(
+            !said("ip -o link").contains(&format!("ck{}", &other.id.as_str()[..13])),
+            "nobody's interface is removed"
+        );
         // A firewall that is started anew takes our tables with it; the next pod brings them back.
         assert!(run("nft flush ruleset"));
         let third = Pod::start();
@@ -174,7 +184,8 @@ fn a_pod_cannot_speak_in_anothers_name_nor_take_the_bridge_down() {
         assert!(!said("ip neigh show dev cricket0").contains(&format!("{v4} lladdr {}", mac(&of_hostile))));
 
         // Another pod's MAC address.
-        let taken = format!("ip addr del {v4}/32 dev eth0; ip addr del {v6}/128 dev eth0; ip addr del 10.77.0.1/32 dev eth0");
+        let taken =
+            format!("ip addr del {v4}/32 dev eth0; ip addr del {v6}/128 dev eth0; ip addr del 10.77.0.1/32 dev eth0");
         assert!(hostile.run(&taken));
         assert!(hostile.pings("10.77.0.1"));
         assert!(hostile.run(&format!("ip link set eth0 address {} && ip link set eth0 up", mac(&of_victim))));
@@ -204,7 +215,9 @@ fn a_pod_does_not_reach_services_at_the_nodes_loopback_addresses() {
         // As kube-proxy has it.
         assert!(run("sysctl -qw net.ipv4.conf.all.route_localnet=1"));
         assert!(pod.run("sysctl -qw net.ipv4.conf.all.route_localnet=1"));
-        assert!(pod.run("ip link set lo down; ip route flush table local; ip route add 127.0.0.0/8 via 10.77.0.1 dev eth0"));
+        assert!(
+            pod.run("ip link set lo down; ip route flush table local; ip route add 127.0.0.0/8 via 10.77.0.1 dev eth0")
+        );
         assert!(pod.run("ip route add local 10.77.0.2 dev eth0 table local"));
         assert!(!pod.run("timeout 2 bash -c 'exec 3<>/dev/tcp/127.0.0.1/7777' 2>/dev/null"), "the node's loopback");
         assert!(local.accept().is_err());
@@ -223,7 +236,12 @@ fn two_hundred_pods_a_third_of_which_die_leave_nothing() {
         let state = || {
             // The bridge's carrier is the first pod's.
             let links = said("ip -o link | cut -d' ' -f2");
-            [links, said("ip -o addr show dev cricket0 | tr -s ' ' | cut -d' ' -f4"), said("ip rule"), said("nft list ruleset")]
+            [
+                links,
+                said("ip -o addr show dev cricket0 | tr -s ' ' | cut -d' ' -f4"),
+                said("ip rule"),
+                said("nft list ruleset"),
+            ]
         };
         let before = state();
         let mut pods = Vec::new();
@@ -251,6 +269,119 @@ fn two_hundred_pods_a_third_of_which_die_leave_nothing() {
             }
         }
         assert_eq!(state(), before);
+    });
+}
+
+/// Answers every stream and every datagram at port 80 of the pod with the address of who sent it.
+fn tell_clients_their_address(pod: &Pod) {
+    let namespace = pod.namespace();
+    let (ready, listens) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("joined");
+        let streams = std::net::TcpListener::bind("[::]:80").expect("a port");
+        let datagrams = std::net::UdpSocket::bind("[::]:80").expect("a port");
+        ready.send(()).expect("awaited");
+        std::thread::spawn(move || {
+            while let Ok((_, client)) = datagrams.recv_from(&mut [0; 64]) {
+                let _ = datagrams.send_to(client.ip().to_canonical().to_string().as_bytes(), client);
+            }
+        });
+        while let Ok((mut stream, client)) = streams.accept() {
+            let _ = std::io::Write::write_all(&mut stream, client.ip().to_canonical().to_string().as_bytes());
+        }
+    });
+    listens.recv().expect("it listens");
+}
+
+fn by_stream(address: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut said).ok().map(|_| said)
+}
+
+fn by_datagram(from: &str, address: &str) -> Option<String> {
+    let socket = std::net::UdpSocket::bind(from).ok()?;
+    socket.set_read_timeout(Some(PATIENCE)).ok()?;
+    // Connected: an answer from another address than the one written to does not arrive.
+    socket.connect(address).ok()?;
+    socket.send(b"who am I?").ok()?;
+    let mut said = [0; 64];
+    let length = socket.recv(&mut said).ok()?;
+    Some(String::from_utf8_lossy(&said[..length]).into_owned())
+}
+
+/// The namespaces of the test stand for the host; the node is behind them.
+#[test]
+fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_names() {
+    inside("the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_names", || async {
+        assert!(run(
+            "ip link add up0 type bridge && ip link set up0 up && ip addr add 198.51.100.1/24 dev up0 && ip addr add fd00:51::1/64 dev up0 nodad"
+        ));
+        let node = Pod::start();
+        let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
+        let options = NetworkOptions { node: node.namespace(), cidrs, mtu: Some(1400), forwarded: true };
+        let network = Network::start(options).await.expect("a network");
+        let state = std::env::temp_dir().join(format!("cricket-ports-{}", std::process::id()));
+        std::fs::create_dir_all(&state).expect("a directory");
+        let start = || {
+            let executable = env!("CARGO_BIN_EXE_cricket").into();
+            let node = Some(node.namespace());
+            HostPorts::start(PortsOptions { state: state.clone(), executable, node }).expect("a thread")
+        };
+        let ports = start();
+        let (pod, other) = (Pod::start(), PodId::random());
+        let mappings = [Protocol::Tcp, Protocol::Udp]
+            .map(|protocol| PortMapping { protocol, host: None, host_port: 8080, pod_port: 80 })
+            .to_vec();
+        let wanted = || PodPorts { whom: "default/web".into(), mappings: mappings.clone() };
+        ports.reserve(&pod.id, wanted()).await.expect("free ports");
+        let made = network.set_up(&pod.id, pod.namespace(), mappings.clone()).await.expect("set up");
+        assert!(pod.run("ip link show eth0 | grep -q 'mtu 1400'"), "{}", said("ip link"));
+        ports.publish(&pod.id, made.addresses.clone()).await.expect("published");
+        tell_clients_their_address(&pod);
+        let check = |when: &str| {
+            for (host, seen) in
+                [("198.51.100.1", "198.51.100.1"), ("127.0.0.1", "10.77.0.1"), ("[fd00:51::1]", "fd00:51::1")]
+            {
+                let address = format!("{host}:8080");
+                assert_eq!(by_stream(&address).as_deref(), Some(seen), "{when}: a stream to {address}");
+                let got = by_datagram(&format!("{host}:0"), &address);
+                assert_eq!(got.as_deref(), Some(seen), "{when}: a datagram to {address}");
+            }
+        };
+        check("at first");
+        let refused = ports.reserve(&other, wanted()).await.expect_err("taken").to_string();
+        assert!(refused.contains("taken by pod default/web"), "{refused}");
+
+        // The daemon is started anew and finds everything.
+        let process = running(&state).expect("a forwarder");
+        drop(ports);
+        let ports = start();
+        ports.adopt(&pod.id, wanted(), made.addresses.clone()).await.expect("adopted");
+        ports.settle().await.expect("settled");
+        assert_eq!(running(&state), Some(process));
+        check("after a restart of the daemon");
+
+        // The forwarder is killed.
+        assert!(run(&format!("kill -9 {}", process.pid)));
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while running(&state).is_none_or(|now| now == process) || by_stream("127.0.0.1:8080").is_none() {
+            assert!(std::time::Instant::now() < deadline, "it is started again");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        check("after the forwarder was killed");
+
+        // A daemon that does not know the pod frees its ports.
+        drop(ports);
+        let ports = start();
+        ports.settle().await.expect("settled");
+        assert!(by_stream("198.51.100.1:8080").is_none());
+        ports.reserve(&other, wanted()).await.expect("free ports");
+        ports.release(&other).await.expect("released");
+        stop(&state).expect("ended");
+        assert!(running(&state).is_none());
+        std::fs::remove_dir_all(&state).expect("removed");
     });
 }
 

@@ -38,7 +38,10 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn lists(all: bool, settings: &Settings) -> anyhow::Result<(Vec<Container>, Vec<PodSandbox>, HashMap<String, String>)> {
+async fn lists(
+    all: bool,
+    settings: &Settings,
+) -> anyhow::Result<(Vec<Container>, Vec<PodSandbox>, HashMap<String, String>)> {
     let mut client = Client::connect(settings).await?;
     let running = ContainerStateValue { state: ContainerState::ContainerRunning.into() };
     let filter = (!all).then(|| ContainerFilter { state: Some(running), ..Default::default() });

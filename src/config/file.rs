@@ -48,6 +48,7 @@ pub struct Network {
     pub cni_config_dir: Option<PathBuf>,
     pub cni_plugin_dirs: Option<Vec<PathBuf>>,
     pub pod_cidrs: Option<Vec<String>>,
+    pub host_loopback: Option<bool>,
 }
 
 /// Reads `path`. That there is none is fine unless it was `named` by the user.
@@ -130,5 +131,6 @@ mod tests {
         assert!(file.registry.config_path.is_some() && file.streaming.address.is_some());
         let network = file.network;
         assert!(network.cni_config_dir.is_some() && network.cni_plugin_dirs.is_some() && network.pod_cidrs.is_some());
+        assert!(network.host_loopback.is_some());
     }
 }

@@ -35,6 +35,8 @@ pub struct Config {
     pub cni_config_dir: PathBuf,
     /// CNI plugins. `/opt/cni/bin`, `/usr/lib/cni`.
     pub cni_plugin_dirs: Vec<PathBuf>,
+    /// Services at the host's loopback addresses are reached by pods of a made node.
+    pub host_loopback: bool,
     /// Pod addresses of the built-in network, until a kubelet names others.
     pub pod_cidrs: Vec<String>,
 }

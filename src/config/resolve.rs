@@ -45,6 +45,9 @@ fn merge(flags: &Flags, env: &Environment, file: File, path: &Path) -> Result<Co
             .unwrap_or(defaults::STREAMING_ADDRESS),
         cni_config_dir: cni_config.unwrap_or_else(|| defaults::cni_config_dir(env)),
         cni_plugin_dirs: plugin_dirs(env, file.network.cni_plugin_dirs, path)?,
+        host_loopback: parsed(env, "CRICKET_HOST_LOOPBACK", "true or false")?
+            .or(file.network.host_loopback)
+            .unwrap_or(false),
         pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
             .or(file.network.pod_cidrs)
             .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),

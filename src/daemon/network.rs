@@ -30,7 +30,8 @@ async fn pod_network(node: &Node, cidrs: &[String]) -> Result<Network, String> {
     let cidrs = cidrs.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>();
     let cidrs = cidrs.map_err(|error| error.to_string())?;
     let made = node.kind == NodeKind::Made;
-    let options = NetworkOptions { node: network_of(node)?, cidrs, mtu: made.then_some(outbound::MTU), forwarded: made };
+    let options =
+        NetworkOptions { node: network_of(node)?, cidrs, mtu: made.then_some(outbound::MTU), forwarded: made };
     Network::start(options).await.map_err(|error| error.to_string())
 }
 
@@ -53,7 +54,9 @@ async fn way_out(config: &Config, node: &Node) -> Option<Outbound> {
         return None;
     }
     let started = match network_of(node) {
-        Ok(network) => Outbound::ensure(&config.state, network, None).await.map_err(|error| error.to_string()),
+        Ok(network) => Outbound::ensure(&config.state, network, None, config.host_loopback)
+            .await
+            .map_err(|error| error.to_string()),
         Err(error) => Err(error),
     };
     started.inspect_err(|why| tracing::warn!("{why}")).ok()

@@ -32,6 +32,7 @@ mod paths;
 mod queue;
 mod record;
 mod recover;
+mod resolver;
 mod resources;
 mod sandbox;
 mod seccomp;
@@ -115,6 +116,7 @@ impl Pods {
             table: Table::default(),
         });
         recover::recover(&context).await?;
+        resolver::follow(&context);
         Ok(Self { context })
     }
 

@@ -25,10 +25,8 @@ const ANSWER_BYTES: usize = 32 << 10;
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
 /// Addresses of no machine (RFC 5737, RFC 3849): what leads there is the way to the rest of the world.
-const ELSEWHERE: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-];
+const ELSEWHERE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// A pod's pair of interfaces.
 #[derive(Debug)]

@@ -19,7 +19,8 @@ use super::nftables::{
     Batch, CT_DIRECTION, CT_MARK, CT_STATUS, Element, Expression, FAMILY_BRIDGE, FAMILY_INET, FAMILY_IPV4, FAMILY_IPV6,
     Hook, LINK_HEADER, META_IIFNAME, META_L4PROTO, META_MARK, META_NFPROTO, META_OIFNAME, NETWORK_HEADER, REGISTER,
     SetKind, TRANSPORT_HEADER, Table, WORD, accept, connection, destination_nat, different, drop_packet, equal,
-    immediate, interface_name, mapped, masked, masquerade, member, meta, payload, set_connection_mark, set_mark, to_local,
+    immediate, interface_name, mapped, masked, masquerade, member, meta, payload, set_connection_mark, set_mark,
+    to_local,
 };
 
 const INET: Table = Table { family: FAMILY_INET, name: "cricket" };
@@ -255,9 +256,7 @@ impl Family {
 
     /// The packet goes to the pod whose host port this is.
     fn translate(&self) -> [Vec<Expression>; 2] {
-        let port = |word: u32| {
-            vec![meta(META_L4PROTO, WORD + word), payload(TRANSPORT_HEADER, 2, 2, WORD + word + 1)]
-        };
+        let port = |word: u32| vec![meta(META_L4PROTO, WORD + word), payload(TRANSPORT_HEADER, 2, 2, WORD + word + 1)];
         let to = |map| vec![mapped(map), destination_nat(self.number, WORD + self.length / 4)];
         let address = vec![payload(NETWORK_HEADER, self.destination, self.length, REGISTER)];
         let at_one = rule([of_family(self.number), address, port(self.length / 4), to(self.host_ports)]);
@@ -340,12 +339,7 @@ fn guard(batch: &mut Batch) {
     let kind = |ether_type: u16| vec![payload(LINK_HEADER, 12, 2, REGISTER), equal(&ether_type.to_be_bytes())];
     let unless = |base: u32, offset: u32, length: u32, set: &str| {
         // The name fills the first four words.
-        vec![
-            meta(META_IIFNAME, REGISTER),
-            payload(base, offset, length, WORD + 4),
-            member(set, true),
-            drop_packet(),
-        ]
+        vec![meta(META_IIFNAME, REGISTER), payload(base, offset, length, WORD + 4), member(set, true), drop_packet()]
     };
     const ARP: u16 = 0x0806;
     const IP: u16 = 0x0800;
@@ -401,7 +395,8 @@ mod tests {
         let addresses = ["10.0.0.2", "fd00::2"].map(|a| a.parse().expect("an address")).to_vec();
         let count = |host| {
             let ports = vec![port(host)];
-            elements(&PodRules { interface: "ck0".into(), hardware_address: None, addresses: addresses.clone(), ports }).len()
+            elements(&PodRules { interface: "ck0".into(), hardware_address: None, addresses: addresses.clone(), ports })
+                .len()
         };
         assert_eq!((count(None), count(Some("192.0.2.1")), count(Some("127.0.0.1")), count(Some("::1"))), (2, 1, 0, 0));
     }

@@ -22,10 +22,13 @@ pub fn listen(mapping: &PortMapping, place: &'static str) -> Result<Vec<OwnedFd>
             Ok(socket) => sockets.push(socket),
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) => {}
             Err(Errno::ADDRINUSE) => {
-                let holder = holder_of(mapping.protocol, address).unwrap_or_else(|| "a process that is not seen".into());
+                let holder =
+                    holder_of(mapping.protocol, address).unwrap_or_else(|| "a process that is not seen".into());
                 return Err(PortsError::Taken { port: *mapping, holder: format!("{holder} on {place}") });
             }
-            Err(Errno::ACCESS | Errno::PERM) => return Err(PortsError::Low { port: *mapping, number: mapping.host_port }),
+            Err(Errno::ACCESS | Errno::PERM) => {
+                return Err(PortsError::Low { port: *mapping, number: mapping.host_port });
+            }
             Err(errno) => return Err(PortsError::Socket { port: *mapping, place, source: errno.into() }),
         }
     }
@@ -58,7 +61,8 @@ pub fn listen_in(namespace: &OwnedFd, mapping: &PortMapping, place: &'static str
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
             listen(mapping, place)
         };
-        let thread = std::thread::Builder::new().name("node-sockets".into()).spawn_scoped(scope, work).map_err(failed)?;
+        let thread =
+            std::thread::Builder::new().name("node-sockets".into()).spawn_scoped(scope, work).map_err(failed)?;
         thread.join().unwrap_or_else(|_| Err(failed(io::Error::other("the thread in the node ended early"))))
     })
 }

@@ -111,7 +111,11 @@ fn answer(socket: &OwnedFd, datagram: &[u8], ends: Ends) {
     let _ = match ends.local {
         IpAddr::V4(local) => {
             let s_addr = u32::from_ne_bytes(local.octets());
-            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: libc::in_addr { s_addr }, ipi_addr: libc::in_addr { s_addr: 0 } };
+            let info = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr { s_addr },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
             sendmsg(raw, &slices, &[ControlMessage::Ipv4PacketInfo(&info)], flags, Some(&to))
         }
         IpAddr::V6(local) => {
