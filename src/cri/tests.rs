@@ -29,6 +29,7 @@ fn facts() -> Facts {
         streaming_address: ([127, 0, 0, 1], 0).into(),
         cni_config_dir: "/net.d".into(),
         cni_plugin_dirs: Vec::new(),
+        host_loopback: false,
         pod_cidrs: Vec::new(),
     };
     let node = Node {
