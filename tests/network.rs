@@ -191,20 +191,67 @@ async fn until(name: &str, mut what: impl FnMut() -> bool) {
     }
 }
 
+/// The host's only resolver is at a loopback address, as systemd-resolved's is, and knows one answer.
+fn resolver_on_loopback() {
+    let file = std::env::temp_dir().join(format!("cricket-resolv-{}", std::process::id()));
+    std::fs::write(&file, "nameserver 127.0.0.53\n").expect("a file");
+    let bind = Command::new("mount").arg("--bind").arg(&file).arg("/etc/resolv.conf").status();
+    assert!(bind.expect("mount runs").success());
+    std::fs::remove_file(&file).expect("removed");
+    let socket = std::net::UdpSocket::bind("127.0.0.53:53").expect("the resolver's port");
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut query) {
+            // The question's name ends with an empty label; type and class follow.
+            let end = query[12..length].iter().position(|byte| *byte == 0).map_or(length, |zero| 12 + zero + 5);
+            let is_v4 = query[end - 3] == 1;
+            let mut answer = query[..end].to_vec();
+            answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_v4), 0, 0, 0, 0]);
+            if is_v4 {
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 9]);
+            }
+            let _ = socket.send_to(&answer, client);
+        }
+    });
+}
+
+/// Says `secret` to whoever reaches the host's loopback; answers the port.
+fn server_on_loopback() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut connection, b"secret");
+        }
+    });
+    port
+}
+
 async fn a_way_out(driver: Driver) {
     let server = host_with_server();
+    resolver_on_loopback();
+    let loopback = server_on_loopback();
     let node = Pod::start();
     let state = std::env::temp_dir().join(format!("cricket-outbound-{}", std::process::id()));
     std::fs::create_dir_all(&state).expect("a directory");
     let ask = format!("test \"$(cat </dev/tcp/{server})\" = hello");
     let ask = || node.run(&format!("timeout 5 bash -c '{ask}'"));
 
-    let first = Outbound::ensure(&state, node.namespace(), Some(driver)).await.expect("a driver");
+    let first = Outbound::ensure(&state, node.namespace(), Some(driver), false).await.expect("a driver");
     until("the node reaches the host's server", ask).await;
     let pid = recorded_pid(&state).expect("a record");
+    let resolves = format!("timeout 10 busybox nslookup host.test {} | grep -q 203.0.113.9", driver.resolver());
+    until("the node resolves a name", || node.run(&resolves)).await;
+    // Both drivers have the host at this address, if anywhere.
+    let secret = |address: &str| {
+        node.run(&format!("timeout 5 bash -c 'test \"$(cat </dev/tcp/{address}/{loopback})\" = secret' 2>/dev/null"))
+    };
+    for address in ["10.0.2.2", "10.0.2.100", "127.0.0.1", "198.51.100.1"] {
+        assert!(!secret(address), "the host's loopback is reached at {address}");
+    }
 
     drop(first);
-    let second = Outbound::ensure(&state, node.namespace(), None).await.expect("the same driver");
+    let second = Outbound::ensure(&state, node.namespace(), None, false).await.expect("the same driver");
     assert_eq!(second.driver(), driver);
     assert_eq!(recorded_pid(&state), Some(pid), "a restarted daemon finds the driver that runs");
 
@@ -213,6 +260,9 @@ async fn a_way_out(driver: Driver) {
     until("the node reaches the host's server again", ask).await;
 
     drop(second);
+    let asked_for = Outbound::ensure(&state, node.namespace(), Some(driver), true).await.expect("a driver");
+    until("the host's loopback is reached when that is configured", || secret("10.0.2.2")).await;
+    drop(asked_for);
     Outbound::stop(&state).expect("it ends");
     assert!(recorded_pid(&state).is_none());
     std::fs::remove_dir_all(&state).expect("removed");

@@ -7,13 +7,15 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
 use cricket::network::cni::CniOptions;
-use cricket::network::ports::{PortMapping, Protocol};
+use cricket::network::ports::{HostPorts, PodPorts, PortMapping, PortsOptions, Protocol, running, stop};
 use cricket::network::{Network, NetworkOptions, PodNetwork, PodRequest};
 use cricket::store::PodId;
 use cricket::sys::process::ProcessId;
 
 /// Set in the copy of the test that runs inside the namespaces.
 const INSIDE: &str = "CRICKET_TEST_INSIDE";
+/// For what takes a fraction of a second on a machine that does other things too.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// As many as the issue asks for.
 const MANY: usize = 200;
 
@@ -112,7 +114,11 @@ fn request(id: &PodId, namespace: OwnedFd, ports: Vec<PortMapping>) -> PodReques
 }
 
 async fn network() -> Network {
-    let node = File::open("/proc/self/ns/net").expect("a namespace").into();
+    network_in(File::open("/proc/self/ns/net").expect("a namespace").into(), None).await
+}
+
+/// The built-in network, started.
+async fn network_in(node: OwnedFd, mtu: Option<u32>) -> Network {
     let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
     let nowhere = std::path::PathBuf::from("/nowhere");
     let cni = CniOptions {
@@ -121,8 +127,10 @@ async fn network() -> Network {
         attachments: nowhere,
         patience: std::time::Duration::from_secs(1),
     };
-    let options = NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu: None, forwarded: true, cni };
-    Network::new(options).expect("a network")
+    let options = NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu, forwarded: true, cni };
+    let network = Network::new(options).expect("a network");
+    assert_eq!(network.missing().await, None);
+    network
 }
 
 async fn connected(network: &Network, pod: &Pod, ports: Vec<PortMapping>) -> PodNetwork {
@@ -291,6 +299,117 @@ fn two_hundred_pods_a_third_of_which_die_leave_nothing() {
             }
         }
         assert_eq!(state(), before);
+    });
+}
+
+/// Answers every stream and every datagram at port 80 of the pod with the address of who sent it.
+fn tell_clients_their_address(pod: &Pod) {
+    let namespace = pod.namespace();
+    let (ready, listens) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("joined");
+        let streams = std::net::TcpListener::bind("[::]:80").expect("a port");
+        let datagrams = std::net::UdpSocket::bind("[::]:80").expect("a port");
+        ready.send(()).expect("awaited");
+        std::thread::spawn(move || {
+            while let Ok((_, client)) = datagrams.recv_from(&mut [0; 64]) {
+                let _ = datagrams.send_to(client.ip().to_canonical().to_string().as_bytes(), client);
+            }
+        });
+        while let Ok((mut stream, client)) = streams.accept() {
+            let _ = std::io::Write::write_all(&mut stream, client.ip().to_canonical().to_string().as_bytes());
+        }
+    });
+    listens.recv().expect("it listens");
+}
+
+fn by_stream(address: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut said).ok().map(|_| said)
+}
+
+fn by_datagram(from: &str, address: &str) -> Option<String> {
+    let socket = std::net::UdpSocket::bind(from).ok()?;
+    socket.set_read_timeout(Some(PATIENCE)).ok()?;
+    // Connected: an answer from another address than the one written to does not arrive.
+    socket.connect(address).ok()?;
+    socket.send(b"who am I?").ok()?;
+    let mut said = [0; 64];
+    let length = socket.recv(&mut said).ok()?;
+    Some(String::from_utf8_lossy(&said[..length]).into_owned())
+}
+
+/// The namespaces of the test stand for the host; the node is behind them.
+#[test]
+fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_names() {
+    inside("the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_names", || async {
+        assert!(run(
+            "ip link add up0 type bridge && ip link set up0 up && ip addr add 198.51.100.1/24 dev up0 && ip addr add fd00:51::1/64 dev up0 nodad"
+        ));
+        let node = Pod::start();
+        let network = network_in(node.namespace(), Some(1400)).await;
+        let state = std::env::temp_dir().join(format!("cricket-ports-{}", std::process::id()));
+        std::fs::create_dir_all(&state).expect("a directory");
+        let start = || {
+            let executable = env!("CARGO_BIN_EXE_cricket").into();
+            let node = Some(node.namespace());
+            HostPorts::start(PortsOptions { state: state.clone(), executable, node }).expect("a thread")
+        };
+        let ports = start();
+        let (pod, other) = (Pod::start(), PodId::random());
+        let mappings = [Protocol::Tcp, Protocol::Udp]
+            .map(|protocol| PortMapping { protocol, host: None, host_port: 8080, pod_port: 80 })
+            .to_vec();
+        let wanted = || PodPorts { whom: "default/web".into(), mappings: mappings.clone() };
+        ports.reserve(&pod.id, wanted()).await.expect("free ports");
+        let made = network.set_up(&pod.id, pod.namespace(), mappings.clone()).await.expect("set up");
+        assert!(pod.run("ip link show eth0 | grep -q 'mtu 1400'"), "{}", said("ip link"));
+        ports.publish(&pod.id, made.addresses.clone()).await.expect("published");
+        tell_clients_their_address(&pod);
+        let check = |when: &str| {
+            for (host, seen) in
+                [("198.51.100.1", "198.51.100.1"), ("127.0.0.1", "10.77.0.1"), ("[fd00:51::1]", "fd00:51::1")]
+            {
+                let address = format!("{host}:8080");
+                assert_eq!(by_stream(&address).as_deref(), Some(seen), "{when}: a stream to {address}");
+                let got = by_datagram(&format!("{host}:0"), &address);
+                assert_eq!(got.as_deref(), Some(seen), "{when}: a datagram to {address}");
+            }
+        };
+        check("at first");
+        let refused = ports.reserve(&other, wanted()).await.expect_err("taken").to_string();
+        assert!(refused.contains("taken by pod default/web"), "{refused}");
+
+        // The daemon is started anew and finds everything.
+        let process = running(&state).expect("a forwarder");
+        drop(ports);
+        let ports = start();
+        ports.adopt(&pod.id, wanted(), made.addresses.clone()).await.expect("adopted");
+        ports.settle().await.expect("settled");
+        assert_eq!(running(&state), Some(process));
+        check("after a restart of the daemon");
+
+        // The forwarder is killed.
+        assert!(run(&format!("kill -9 {}", process.pid)));
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while running(&state).is_none_or(|now| now == process) || by_stream("127.0.0.1:8080").is_none() {
+            assert!(std::time::Instant::now() < deadline, "it is started again");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        check("after the forwarder was killed");
+
+        // A daemon that does not know the pod frees its ports.
+        drop(ports);
+        let ports = start();
+        ports.settle().await.expect("settled");
+        assert!(by_stream("198.51.100.1:8080").is_none());
+        ports.reserve(&other, wanted()).await.expect("free ports");
+        ports.release(&other).await.expect("released");
+        stop(&state).expect("ended");
+        assert!(running(&state).is_none());
+        std::fs::remove_dir_all(&state).expect("removed");
     });
 }
 

@@ -96,6 +96,7 @@ pub struct Network {
     pub cni_plugin_dirs: Option<Vec<PathBuf>>,
     pub cni_timeout_seconds: Option<NonZeroU32>,
     pub pod_cidrs: Option<Vec<String>>,
+    pub host_loopback: Option<bool>,
 }
 
 /// Reads `path`. That there is none is fine unless it was `named` by the user.
@@ -199,5 +200,6 @@ mod tests {
         let network = file.network;
         assert!(network.cni_config_dir.is_some() && network.cni_plugin_dirs.is_some() && network.pod_cidrs.is_some());
         assert!(network.cni_timeout_seconds.is_some());
+        assert!(network.host_loopback.is_some());
     }
 }

@@ -46,6 +46,8 @@ pub struct Config {
     pub cni_plugin_dirs: Vec<PathBuf>,
     /// How long a CNI plugin may take.
     pub cni_timeout: Duration,
+    /// Services at the host's loopback addresses are reached by pods of a made node.
+    pub host_loopback: bool,
     /// Pod addresses of the built-in network, until a kubelet names others.
     pub pod_cidrs: Vec<String>,
     /// Specifications of CDI devices; later ones go before earlier ones. `/etc/cdi`, `/var/run/cdi`.

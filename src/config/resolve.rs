@@ -111,6 +111,9 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
                 .or(file.network.cni_timeout_seconds)
                 .unwrap_or(defaults::CNI_TIMEOUT_SECONDS),
         ),
+        host_loopback: parsed(env, "CRICKET_HOST_LOOPBACK", "true or false")?
+            .or(file.network.host_loopback)
+            .unwrap_or(false),
         pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
             .or(file.network.pod_cidrs)
             .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),

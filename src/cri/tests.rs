@@ -33,6 +33,7 @@ fn facts() -> Facts {
         cni_config_dir: "/net.d".into(),
         cni_plugin_dirs: Vec::new(),
         cni_timeout: std::time::Duration::from_secs(60),
+        host_loopback: false,
         pod_cidrs: Vec::new(),
         cdi_spec_dirs: Vec::new(),
         metrics_address: None,

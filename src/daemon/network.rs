@@ -76,7 +76,9 @@ async fn way_out(config: &Config, node: &Node) -> Option<Outbound> {
         return None;
     }
     let started = match network_of(node) {
-        Ok(network) => Outbound::ensure(&config.state, network, None).await.map_err(|error| error.to_string()),
+        Ok(network) => Outbound::ensure(&config.state, network, None, config.host_loopback)
+            .await
+            .map_err(|error| error.to_string()),
         Err(error) => Err(error),
     };
     started.inspect_err(|why| tracing::warn!("{why}")).ok()

@@ -68,17 +68,22 @@ impl Driver {
     }
 
     /// The network namespace is the driver's standard input, so that no path and no process id is needed.
-    fn arguments(self) -> Vec<String> {
+    fn arguments(self, host_loopback: bool) -> Vec<String> {
         const NAMESPACE: &str = "/proc/self/fd/0";
         let (address, bits, gateway) = PASTA_ADDRESS;
+        let loopback = match (self, host_loopback) {
+            (_, true) => "",
+            (Self::Pasta, false) => "--no-map-gw",
+            (Self::Slirp4netns, false) => "--disable-host-loopback",
+        };
         let text = match self {
             Self::Pasta => format!(
                 "--foreground --quiet --config-net --ns-ifname tap0 --address {address} --netmask {bits} --gateway {gateway} --netns {NAMESPACE} --netns-only --runas 0 --mtu {MTU} \
-                 --no-map-gw --tcp-ports none --udp-ports none --tcp-ns none --udp-ns none --dns-forward {PASTA_RESOLVER}"
+                 {loopback} --tcp-ports none --udp-ports none --tcp-ns none --udp-ns none --dns-forward {PASTA_RESOLVER}"
             ),
-            Self::Slirp4netns => format!(
-                "--configure --mtu={MTU} --disable-host-loopback --enable-ipv6 --netns-type=path {NAMESPACE} tap0"
-            ),
+            Self::Slirp4netns => {
+                format!("--configure --mtu={MTU} {loopback} --enable-ipv6 --netns-type=path {NAMESPACE} tap0")
+            }
         };
         text.split_whitespace().map(str::to_owned).collect()
     }
@@ -109,6 +114,9 @@ struct Record {
     start_time: u64,
     /// Inode of the network namespace that it serves; a driver may outlive a node that was killed.
     network: u64,
+    /// Whether the host's loopback addresses are reached through it.
+    #[serde(default)]
+    host_loopback: bool,
 }
 
 const RECORD_VERSION: u32 = 1;
@@ -168,11 +176,18 @@ impl Drop for Outbound {
 impl Outbound {
     /// Finds the driver that runs, or starts one that joins `network` (a network namespace). The caller is in the
     /// host's network namespace and in the user namespace that owns `network`. Without `wanted` it is the first driver
-    /// that is installed.
-    pub async fn ensure(state: &Path, network: OwnedFd, wanted: Option<Driver>) -> Result<Self, OutboundError> {
+    /// that is installed. One that runs is replaced when it was not started for the same `host_loopback`.
+    pub async fn ensure(
+        state: &Path,
+        network: OwnedFd,
+        wanted: Option<Driver>,
+        host_loopback: bool,
+    ) -> Result<Self, OutboundError> {
         let network = Arc::new(network);
         let served = inode(&*network).map_err(OutboundError::Namespace)?;
-        let found = store::read::<Record>(&record_path(state)).ok().filter(|record| record.network == served);
+        let found = store::read::<Record>(&record_path(state))
+            .ok()
+            .filter(|record| record.network == served && record.host_loopback == host_loopback);
         if found.is_none() {
             Self::stop(state).map_err(OutboundError::Leftover)?;
         }
@@ -180,12 +195,12 @@ impl Outbound {
             Some(running) => running,
             None => {
                 let driver = wanted.or_else(Driver::installed).ok_or(OutboundError::NotInstalled)?;
-                let started = start(driver, state, &network);
+                let started = start(driver, state, &network, host_loopback);
                 (driver, started.map_err(|source| OutboundError::Start { program: driver.program(), source })?)
             }
         };
         let state = state.to_owned();
-        let watch = tokio::spawn(async move { watch(driver, &state, &network, pidfd).await });
+        let watch = tokio::spawn(async move { watch(driver, &state, &network, host_loopback, pidfd).await });
         Ok(Self { driver, watch })
     }
 
@@ -211,10 +226,10 @@ impl Outbound {
     }
 }
 
-fn start(driver: Driver, state: &Path, network: &OwnedFd) -> io::Result<OwnedFd> {
+fn start(driver: Driver, state: &Path, network: &OwnedFd, host_loopback: bool) -> io::Result<OwnedFd> {
     let log = File::create(state.join("outbound.log"))?;
     let child = Command::new(driver.program())
-        .args(driver.arguments())
+        .args(driver.arguments(host_loopback))
         .stdin(Stdio::from(network.try_clone()?))
         .stdout(Stdio::from(log.try_clone()?))
         .stderr(Stdio::from(log))
@@ -224,12 +239,12 @@ fn start(driver: Driver, state: &Path, network: &OwnedFd) -> io::Result<OwnedFd>
     let pidfd =
         rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::NONBLOCK)?;
     let start_time = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
-    let record = Record { version: RECORD_VERSION, driver, pid, start_time, network: inode(network)? };
+    let record = Record { version: RECORD_VERSION, driver, pid, start_time, network: inode(network)?, host_loopback };
     store::write(&record_path(state), &record).map_err(io::Error::other)?;
     Ok(pidfd)
 }
 
-async fn watch(driver: Driver, state: &Path, network: &OwnedFd, first: OwnedFd) {
+async fn watch(driver: Driver, state: &Path, network: &OwnedFd, host_loopback: bool, first: OwnedFd) {
     let mut pidfd = Some(first);
     let mut delay = RESTART_DELAYS.0;
     loop {
@@ -247,7 +262,7 @@ async fn watch(driver: Driver, state: &Path, network: &OwnedFd, first: OwnedFd) 
         // A driver that dies at once must not be started in a loop.
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(RESTART_DELAYS.1);
-        match start(driver, state, network) {
+        match start(driver, state, network, host_loopback) {
             Ok(started) => pidfd = Some(started),
             Err(error) => tracing::warn!(%error, driver = driver.program(), "the way out cannot be started"),
         }
@@ -271,16 +286,22 @@ mod tests {
     fn a_record_of_another_process_with_the_same_number_is_not_the_driver() {
         let pid = std::process::id() as i32;
         let time = start_time(pid).expect("this process has a start time");
-        let record =
-            |start_time| Record { version: RECORD_VERSION, driver: Driver::Pasta, pid, start_time, network: 1 };
+        let record = |start_time| Record {
+            version: RECORD_VERSION,
+            driver: Driver::Pasta,
+            pid,
+            start_time,
+            network: 1,
+            host_loopback: false,
+        };
         assert!(living(&record(time)).is_some());
         assert!(living(&record(time + 1)).is_none());
     }
 
     #[test]
     fn no_driver_forwards_ports_or_shows_the_hosts_loopback() {
-        let pasta = Driver::Pasta.arguments().join(" ");
+        let pasta = Driver::Pasta.arguments(false).join(" ");
         assert!(pasta.contains("--no-map-gw") && pasta.contains("--tcp-ns none") && pasta.contains("--udp-ns none"));
-        assert!(Driver::Slirp4netns.arguments().contains(&"--disable-host-loopback".to_owned()));
+        assert!(Driver::Slirp4netns.arguments(false).contains(&"--disable-host-loopback".to_owned()));
     }
 }

@@ -21,6 +21,19 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), PodError> {
     made.map_err(|e| PodError::io(format_args!("create the directory {}", path.display()), &e))
 }
 
+/// The name of a pod's own, below its run-time directory.
+pub(crate) const RESOLV_CONF: &str = "resolv.conf";
+
+/// Whether the pod has a copy of the node's resolv.conf.
+pub(crate) fn has_the_nodes_resolver(config: &cri::PodSandboxConfig) -> bool {
+    config.dns_config.as_ref().is_none_or(|dns| *dns == cri::DnsConfig::default())
+}
+
+/// The node's resolv.conf as pods get it.
+pub(crate) fn of_the_node(resolver: Option<IpAddr>) -> String {
+    reachable(copy("/etc/resolv.conf"), resolver)
+}
+
 /// Writes all three. `resolver` is where the node's own is reached when its address is a loopback one.
 pub(crate) fn write(
     directory: &Path,
@@ -31,10 +44,10 @@ pub(crate) fn write(
 ) -> Result<(), PodError> {
     let resolver = match &config.dns_config {
         Some(dns) if *dns != cri::DnsConfig::default() => resolv_conf(dns)?,
-        _ => reachable(copy("/etc/resolv.conf"), resolver),
+        _ => of_the_node(resolver),
     };
     let hosts = if node_network { copy("/etc/hosts") } else { hosts(hostname) };
-    put(&directory.join("resolv.conf"), &resolver)?;
+    put(&directory.join(RESOLV_CONF), &resolver)?;
     put(&directory.join("hostname"), &format!("{hostname}\n"))?;
     put(&directory.join("hosts"), &hosts)
 }

@@ -34,6 +34,7 @@ mod paths;
 mod queue;
 mod record;
 mod recover;
+mod resolver;
 mod resources;
 mod runtimes;
 mod sandbox;
@@ -126,6 +127,7 @@ impl Pods {
             cdi_spec_dirs: options.config.cdi_spec_dirs.clone(),
         });
         recover::recover(&context).await?;
+        resolver::follow(&context);
         Ok(Self { context })
     }
 

@@ -14,7 +14,14 @@ pub fn holder_of(protocol: Protocol, address: SocketAddr) -> Option<String> {
         let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok()?;
         text.lines().skip(1).take(TABLE_LIMIT_LINES).filter_map(parse).find(|found| found.stands_at(protocol, address))
     })?;
-    Some(process_with(socket.inode).unwrap_or_else(|| format!("a process of another user (uid {})", socket.uid)))
+    Some(process_with(socket.inode).unwrap_or_else(|| somebody(&socket, address.port())))
+}
+
+/// In a user namespace of our own we may not look into the host's processes, not even into this user's.
+fn somebody(socket: &Socket, port: u16) -> String {
+    let own = socket.uid == rustix::process::geteuid().as_raw();
+    let whose = if own { "this user" } else { "another user" };
+    format!("a process of {whose} (`ss -lnp 'sport = {port}'` names it)")
 }
 
 fn tables(protocol: Protocol) -> Vec<&'static str> {

@@ -22,7 +22,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use tokio::sync::oneshot;
 
@@ -112,7 +112,17 @@ type Job = Box<dyn FnOnce(&mut Ports) + Send>;
 /// The host ports of this node's pods. Cheap to clone; calls are carried out one after the other.
 #[derive(Debug, Clone)]
 pub struct HostPorts {
-    jobs: mpsc::Sender<Job>,
+    jobs: Arc<Jobs>,
+}
+
+/// The way to the thread, which ends with the last of its users; the forwarder stays.
+#[derive(Debug)]
+struct Jobs(mpsc::Sender<Job>);
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        let _ = self.0.send(Box::new(Ports::close));
+    }
 }
 
 impl HostPorts {
@@ -122,11 +132,13 @@ impl HostPorts {
         let again = jobs.clone();
         std::thread::Builder::new().name("ports".to_owned()).spawn(move || {
             let mut ports = Ports::new(options, again);
-            while let Ok(job) = todo.recv() {
+            while !ports.is_closed()
+                && let Ok(job) = todo.recv()
+            {
                 job(&mut ports);
             }
         })?;
-        Ok(Self { jobs })
+        Ok(Self { jobs: Arc::new(Jobs(jobs)) })
     }
 
     async fn run<T: Send + 'static>(
@@ -137,7 +149,7 @@ impl HostPorts {
         let job: Job = Box::new(move |ports| {
             let _ = done.send(job(ports));
         });
-        self.jobs.send(job).map_err(|_| PortsError::Ended)?;
+        self.jobs.0.send(job).map_err(|_| PortsError::Ended)?;
         outcome.await.map_err(|_| PortsError::Ended)
     }
 

@@ -1,7 +1,7 @@
 //! Listening sockets of host ports, made in the calling thread's network namespace.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -39,7 +39,7 @@ fn open(protocol: Protocol, address: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let kind = if protocol == Protocol::Udp { SocketType::DGRAM } else { SocketType::STREAM };
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    if let IpAddr::V6(_) = address.ip() {
+    if address.is_ipv6() {
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     if protocol == Protocol::Tcp {

@@ -32,6 +32,7 @@ pub struct Ports {
     jobs: mpsc::Sender<Job>,
     pods: BTreeMap<PodId, Held>,
     link: Option<Link>,
+    closed: bool,
 }
 
 impl Ports {
@@ -39,13 +40,23 @@ impl Ports {
     pub fn new(options: PortsOptions, jobs: mpsc::Sender<Job>) -> Self {
         let PortsOptions { state, executable, node } = options;
         let launch = Launch { state, executable, namespace: node };
-        let mut ports = Self { launch, jobs, pods: BTreeMap::new(), link: None };
+        let mut ports = Self { launch, jobs, pods: BTreeMap::new(), link: None, closed: false };
         match Link::to_running(&ports.launch.state) {
             Ok(Some(link)) => ports.take(link),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the forwarder of host ports cannot be reached"),
         }
         ports
+    }
+
+    /// Nobody asks any more.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// See [`Ports::close`].
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     fn take(&mut self, link: Link) {

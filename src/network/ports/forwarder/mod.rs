@@ -34,6 +34,8 @@ const FLOWS_LIMIT: usize = 8192;
 const ACCEPT_ROUNDS: usize = 32;
 /// For descriptors to become free.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
+/// Lines about connections that were not carried, in the life of the process.
+const TOLD_LIMIT: u32 = 100;
 /// Between two looks at idle flows, while there are flows.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -72,6 +74,8 @@ struct Forwarder {
     /// Listeners that rest until descriptors are free.
     resting: BTreeSet<u64>,
     swept: Instant,
+    /// Connections whose failure was told.
+    told: u32,
     buffer: Vec<u8>,
 }
 
@@ -90,6 +94,7 @@ pub fn run(door: OwnedFd) -> io::Result<()> {
         yielded: VecDeque::new(),
         resting: BTreeSet::new(),
         swept: Instant::now(),
+        told: 0,
         buffer: vec![0; DATAGRAM_BYTES],
     };
     let door = forwarder.door.try_clone()?;
@@ -242,10 +247,18 @@ impl Forwarder {
             let pod = listener.forward.pod.clone();
             match stream::accept(&listener.socket, &listener.forward.targets) {
                 Accepted::New(connection) => self.begin(pod, connection),
-                Accepted::Refused(error) => eprintln!("a connection to pod {} was not carried: {error}", pod.short()),
+                Accepted::Refused(error) => self.tell(&pod, &error),
                 Accepted::Nobody => return self.rest(id, false),
                 Accepted::Full => return self.rest(id, true),
             }
+        }
+    }
+
+    /// Clients decide how often this happens, so it is told a few times only.
+    fn tell(&mut self, pod: &PodId, error: &io::Error) {
+        if self.told < TOLD_LIMIT {
+            self.told += 1;
+            eprintln!("a connection to pod {} was not carried: {error}", pod.short());
         }
     }
 
