@@ -13,8 +13,8 @@ use anyhow::{Context, bail};
 use super::Settings;
 use crate::sys::process::output_within;
 
-/// Starting the daemon is most of it.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Starting the daemon is most of it: longer than TimeoutStartSec= of the units.
+const PATIENCE: Duration = Duration::from_secs(330);
 /// There while systemd runs the machine.
 const SYSTEMD_RUNS: &str = "/run/systemd/system";
 /// A file for each user whose manager systemd starts at boot.

@@ -110,7 +110,7 @@ async fn who_takes_more_processor_time_than_the_quota_is_throttled() {
     let Some(base) = cgroups::base_or_skip("processor") else { return };
     let node = Node::start().await;
     node.load("busybox");
-    let wish = cri::LinuxContainerResources { cpu_period: 100_000, cpu_quota: 5_000, ..Default::default() };
+    let wish = cri::LinuxContainerResources { cpu_period: 100_000, cpu_quota: 20_000, ..Default::default() };
     let pod_config = pod(&node, "busy");
     let pod = node.run_pod(&pod_config).await;
     let id = node.start_container(&pod, limited(&["sh", "-c", "while :; do :; done"], wish), &pod_config).await;
