@@ -88,7 +88,11 @@ impl Pod {
         let server = self.inside(&format!("exec busybox nc -ll -p {port} -e echo {text}")).spawn();
         self.servers.push(server.expect("nsenter runs"));
         let listens = || self.run(&format!("ss -Htln 'sport = {port}' | grep -q ."));
-        assert!((0..100).any(|_| listens() || run("sleep 0.05") && false), "nobody listens at {port}");
+        let waited = |_| {
+            run("sleep 0.05");
+            listens()
+        };
+        assert!(listens() || (0..100).any(waited), "nobody listens at {port}");
     }
 
     /// What is answered at `address`, a pair that nc takes.
@@ -364,7 +368,7 @@ fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_na
             .to_vec();
         let wanted = || PodPorts { whom: "default/web".into(), mappings: mappings.clone() };
         ports.reserve(&pod.id, wanted()).await.expect("free ports");
-        let made = network.set_up(&pod.id, pod.namespace(), mappings.clone()).await.expect("set up");
+        let made = network.set_up(request(&pod.id, pod.namespace(), mappings.clone())).await.expect("set up");
         assert!(pod.run("ip link show eth0 | grep -q 'mtu 1400'"), "{}", said("ip link"));
         ports.publish(&pod.id, made.addresses.clone()).await.expect("published");
         tell_clients_their_address(&pod);
