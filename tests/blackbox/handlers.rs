@@ -8,7 +8,7 @@ use std::path::Path;
 use cricket::proto::cri;
 use serde_json::json;
 
-use crate::node::{Node, PATIENCE, container, create_request, pod};
+use crate::node::{Node, container, create_request, patience, pod};
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
@@ -115,7 +115,7 @@ async fn a_cdi_device_brings_its_node_mount_and_variable() {
 
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket of ours");
+    stream.set_read_timeout(Some(patience())).expect("a socket of ours");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use cricket::proto::cri;
 
-use crate::node::{Node, PATIENCE, container, eventually, pod, succeed, text};
+use crate::node::{Node, container, eventually, patience, pod, succeed, text};
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
@@ -43,7 +43,7 @@ async fn refused(node: &Node, config: cri::PodSandboxConfig) -> tonic::Status {
 
 fn dial(port: u16) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is there");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    stream.set_read_timeout(Some(patience())).expect("a limit");
     stream
 }
 
@@ -59,7 +59,7 @@ fn echoed(stream: &mut TcpStream, word: &str) -> String {
 async fn echo_through(port: u16) -> TcpStream {
     eventually("the pod's server answers", || {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(patience())).ok()?;
         stream.write_all(b"there?\n").ok()?;
         let mut answer = [0; 7];
         stream.read_exact(&mut answer).ok().filter(|()| &answer == b"there?\n").map(|()| stream)

@@ -57,7 +57,8 @@ impl Kubelet {
             std::fs::create_dir_all(paths.dir.join(name)).expect("a directory of ours");
         }
         std::fs::create_dir_all(node.dir.join("shared")).expect("a directory of ours");
-        let prepare = "mount -t tmpfs tmpfs /var/log && mkdir /var/log/containers";
+        let prepare =
+            "for dir in /var/log/containers /var/lib/kubelet; do mount -t tmpfs tmpfs ${dir%/*} && mkdir $dir; done";
         succeed(&mut (paths.enter)(&["sh", "-c", prepare]));
         let configuration = configuration(&paths, &node.socket().display().to_string());
         std::fs::write(paths.dir.join("kubelet.json"), configuration.to_string()).expect("written");
@@ -148,7 +149,6 @@ fn run(node: &NodePaths) -> Child {
         &format!("--root-dir={dir}/root"),
         &format!("--cert-dir={dir}/certificates"),
         &format!("--hostname-override={HOST}"),
-        &format!("--node-ip={ADDRESS}"),
     ]);
     let copy = log.try_clone().expect("a descriptor");
     command.stdin(Stdio::null()).stdout(copy).stderr(log).spawn().expect("a kubelet")

@@ -37,9 +37,9 @@ pub fn pod(node: &Node) -> Value {
                 { "name": "work", "emptyDir": {} },
                 { "name": "memory", "emptyDir": { "medium": "Memory" } },
                 { "name": "shared", "hostPath": { "path": node.dir.join("shared"), "type": "Directory" } },
-                { "name": "info", "projected": { "sources": [{ "downwardAPI": { "items": [
+                { "name": "info", "downwardAPI": { "items": [
                     { "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } },
-                ] } }] } },
+                ] } },
             ],
         },
     })
