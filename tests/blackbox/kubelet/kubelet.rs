@@ -33,7 +33,7 @@ pub struct State {
     containers: Vec<ContainerState>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ContainerState {
     name: String,
     pub id: String,
@@ -44,8 +44,9 @@ pub struct ContainerState {
 }
 
 impl State {
-    pub fn container(&self, name: &str) -> &ContainerState {
-        self.containers.iter().find(|container| container.name == name).expect("a container of the pod")
+    /// As it is; one that the kubelet has not seen yet has nothing.
+    pub fn container(&self, name: &str) -> ContainerState {
+        self.containers.iter().find(|container| container.name == name).cloned().unwrap_or_default()
     }
 }
 
@@ -149,6 +150,8 @@ fn run(node: &NodePaths) -> Child {
         &format!("--root-dir={dir}/root"),
         &format!("--cert-dir={dir}/certificates"),
         &format!("--hostname-override={HOST}"),
+        // Else it waits for a resolver to know the name.
+        &format!("--node-ip={ADDRESS}"),
     ]);
     let copy = log.try_clone().expect("a descriptor");
     command.stdin(Stdio::null()).stdout(copy).stderr(log).spawn().expect("a kubelet")

@@ -29,7 +29,7 @@ async fn a_kubelet_runs_static_pods_and_neither_restart_restarts_them() {
     logs_are_rotated(&kubelet).await;
 
     // Neither restart is seen by the pod.
-    let before = running.container(SERVER).id.clone();
+    let before = running.container(SERVER).id;
     node.kill_daemon();
     node.serve();
     node.wait_until_ready().await;
@@ -37,7 +37,8 @@ async fn a_kubelet_runs_static_pods_and_neither_restart_restarts_them() {
     kubelet.restart();
     let after = kubelet.until("the kubelet is there again", |pod| pod.container(SERVER).is_ready.then(|| pod.clone()));
     let after = after.await;
-    assert_eq!((&after.container(SERVER).id, after.container(SERVER).restarts), (&before, 0));
+    let server = after.container(SERVER);
+    assert_eq!((server.id, server.restarts), (before, 0));
     assert_eq!(after.container(WRITER).restarts, 0);
 
     kubelet.take_away();
