@@ -98,7 +98,11 @@ async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord
     let mut not_enforced = bundle.not_enforced;
     not_enforced.extend(reply.not_enforced);
     for limit in &not_enforced {
-        tracing::warn!(container = %work.id, "{limit}");
+        // What a machine enforces of nobody's was said once, when the daemon started.
+        match work.context.node.cgroups.root {
+            Some(_) => tracing::warn!(container = %work.id, "{limit}"),
+            None => tracing::debug!(container = %work.id, "{limit}"),
+        }
     }
     let record = ContainerRecord {
         version: record::VERSION,

@@ -52,7 +52,7 @@ async fn a_kubelet_runs_static_pods_and_neither_restart_restarts_them() {
 /// The kubelet's HTTP interface: pods' addresses, commands, logs.
 async fn answers(kubelet: &Kubelet) {
     assert_eq!(kubelet.get(&format!("http://{}:8080/index.html", kubelet.pod().address)).trim(), PAGE);
-    let said = kubelet.post(&format!("/run/default/{POD}/{SERVER}?cmd=cat&cmd=/info/labels"));
+    let said = kubelet.post(&format!("/run/default/{POD}/{SERVER}?cmd=cat%20/info/labels"));
     assert_eq!(said.trim(), "app=\"web\"");
     let log = kubelet.get_own(&format!("/containerLogs/default/{POD}/{CRASHER}?previous=true"));
     assert_eq!(log.trim(), "about to crash");
@@ -62,16 +62,17 @@ async fn answers(kubelet: &Kubelet) {
 fn sessions(kubelet: &Kubelet) {
     let path = format!("/exec/default/{POD}/{SERVER}?input=1&output=1&error=1&command=sh&command=-c");
     for way in ["exec", "exec-websocket"] {
-        let script = "read%20word;echo%20out%20$word;echo%20err%20>%262;exit%204";
+        let script = encoded("read word; echo out $word; echo err >&2; exit 4");
         let mut session = kubelet.session(way, &format!("{path}&command={script}"), &[]);
         let mut session =
             session.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("session");
         session.stdin.take().expect("its input").write_all(b"word\n").expect("written");
         let ended = session.wait_with_output().expect("its end");
         let said = (text(&ended.stdout), text(&ended.stderr));
-        assert_eq!((ended.status.code(), said), (Some(4), ("out word\n".into(), "err \n".into())), "{way}");
+        assert_eq!((ended.status.code(), said), (Some(4), ("out word\n".into(), "err\n".into())), "{way}");
     }
-    let mut attach = kubelet.session("attach", &format!("/attach/default/{POD}/{TALKER}?input=1&output=1"), &[]);
+    let mut attach =
+        kubelet.session("attach", &format!("/attach/default/{POD}/{TALKER}?input=1&output=1&error=1"), &[]);
     let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("session");
     attach.stdin.take().expect("its input").write_all(b"hello\n").expect("written");
     assert_eq!(text(&attach.wait_with_output().expect("its end").stdout), "you said hello\n");
@@ -80,7 +81,12 @@ fn sessions(kubelet: &Kubelet) {
     let request = b"GET /index.html HTTP/1.0\r\n\r\n";
     forward.stdin.take().expect("its input").write_all(request).expect("written");
     let answer = text(&forward.wait_with_output().expect("its end").stdout);
-    assert!(answer.starts_with("HTTP/1.0 200") && answer.trim_end().ends_with(PAGE), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.trim_end().ends_with(PAGE), "{answer}");
+}
+
+/// For a URL's query.
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 /// The kubelet renames a log that grew and has it opened anew: no line is lost between the two files.
