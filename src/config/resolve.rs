@@ -214,6 +214,11 @@ fn check(config: Config, origins: &Origins) -> Result<Config, ConfigError> {
     if let Some(bad) = config.pod_cidrs.iter().find(|cidr| !is_cidr(cidr)) {
         return wrong("network.pod_cidrs", format!("{bad:?} is not a range such as 10.85.0.0/16"));
     }
+    let of_one_family = |v6: bool| config.pod_cidrs.iter().filter(|cidr| cidr.contains(':') == v6).count();
+    if of_one_family(false) > 1 || of_one_family(true) > 1 {
+        let message = format!("{:?} has two ranges of one family: one of each is expected", config.pod_cidrs);
+        return wrong("network.pod_cidrs", message);
+    }
     Ok(config)
 }
 

@@ -111,6 +111,7 @@ fn values_that_cannot_be_used_are_refused_by_name() {
         (("CRICKET_CNI_TIMEOUT_SECONDS", "0"), "CRICKET_CNI_TIMEOUT_SECONDS"),
         (("CRICKET_POD_CIDRS", "10.0.0.0"), "CRICKET_POD_CIDRS"),
         (("CRICKET_POD_CIDRS", "10.0.0.0/33"), "CRICKET_POD_CIDRS"),
+        (("CRICKET_POD_CIDRS", "10.0.0.0/16,10.1.0.0/16"), "CRICKET_POD_CIDRS"),
         (("CRICKET_LOG_LEVEL", "a=b=c"), "CRICKET_LOG_LEVEL"),
         (("CRICKET_SOCKET", &long), "CRICKET_SOCKET"),
         (("CRICKET_ROOT", "/run/user/1500/cricket"), "CRICKET_ROOT"),

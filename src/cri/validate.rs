@@ -1,5 +1,7 @@
 //! What a request must bear before anything is done. Each refusal is InvalidArgument and names the field.
 
+use std::time::Duration;
+
 use tonic::Status;
 
 use super::enums;
@@ -10,6 +12,9 @@ const NAME_LIMIT_BYTES: usize = 1024;
 
 /// Most words of a command that a client may have run.
 const COMMAND_LIMIT_WORDS: usize = 16 << 10;
+
+/// A hundred years.
+const SECONDS_MAX: u64 = 100 * 365 * 24 * 60 * 60;
 
 /// A message field that must be there.
 pub fn present<T>(value: Option<T>, field: &str) -> Result<T, Status> {
@@ -58,6 +63,11 @@ pub fn streams(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(),
         ));
     }
     Ok(())
+}
+
+/// A number of seconds; more than a century is a century, which a clock can still count to.
+pub fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count.min(SECONDS_MAX))
 }
 
 /// A port from 1 to 65535.
@@ -156,6 +166,14 @@ mod tests {
         assert!(streams(true, true, true, true).is_err());
         assert!(streams(true, true, true, false).is_ok());
         assert!(streams(false, false, false, true).is_ok());
+    }
+
+    #[test]
+    fn any_number_of_seconds_can_be_waited_for() {
+        for count in [0, 1, u64::MAX] {
+            assert!(std::time::Instant::now().checked_add(seconds(count)).is_some(), "{count}");
+        }
+        assert_eq!(seconds(30), Duration::from_secs(30));
     }
 
     #[test]

@@ -177,7 +177,13 @@ impl Pods {
 
     /// For requests to which "it is gone" is success.
     async fn end(&self, slot: &PodSlot, wish: Wish, detail: Detail) -> Result<(), PodError> {
-        self.ask(slot, wish, detail).await.unwrap_or(Ok(Answer::Done)).map(drop)
+        match self.ask(slot, wish, detail).await {
+            Some(answer) => answer.map(drop),
+            None if self.context.table.has(slot) => Err(PodError::internal(
+                "the pod's task has ended by a defect; restart the daemon, which recovers the pod",
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Idempotent; what is gone is stopped.

@@ -143,6 +143,11 @@ impl Table {
         })
     }
 
+    /// Whether the pod is there still.
+    pub(crate) fn has(&self, slot: &PodSlot) -> bool {
+        self.read(|entries| entries.pods.contains_key(&slot.id))
+    }
+
     /// Frees the pod's id and name and its containers' ids.
     pub(crate) fn remove(&self, slot: &PodSlot) {
         self.write(|entries| {

@@ -4,7 +4,7 @@
 //! `cgroup.procs` costs. Callers have one thread; that is checked, for a lock held by another thread would hang the child.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// Which side of a fork one is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,17 +87,22 @@ pub fn fork_and_run(cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) 
 
 /// Forks a child of this process into another PID namespace and runs `body` there. `enter` makes that namespace the one
 /// of later children; it runs in a helper between the two, for in a user namespace who has once changed it cannot come back.
+/// Whoever is in that namespace already sees the child from its first moment, and the helper never: what must not be seen
+/// is done by `enter`, whose answer `body` gets. The descriptor that `enter` is told of has to stay open.
 /// The helper is a child too, to be waited for, and has ended when this returns. Answers the child's id here.
-pub fn fork_elsewhere(
+pub fn fork_elsewhere<T>(
     cgroup: Option<BorrowedFd<'_>>,
-    enter: impl FnOnce() -> io::Result<()>,
-    body: impl FnOnce() -> i32,
+    enter: impl FnOnce(RawFd) -> io::Result<T>,
+    body: impl FnOnce(T) -> i32,
 ) -> io::Result<i32> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    fork_and_run(None, || {
-        let outcome = match enter().and_then(|()| clone_process(cgroup, true)) {
-            Ok(Forked::Child) => return body(),
-            Ok(Forked::Parent(pid)) => pid,
+    // The child is born where the helper is: no descriptor of the cgroup has to live until then.
+    fork_and_run(cgroup, || {
+        let entered = enter(writer.as_raw_fd());
+        let forked = entered.and_then(|prepared| Ok((clone_process(None, true)?, prepared)));
+        let outcome = match forked {
+            Ok((Forked::Child, prepared)) => return body(prepared),
+            Ok((Forked::Parent(pid), _)) => pid,
             Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
         };
         i32::from(rustix::io::write(&writer, &outcome.to_ne_bytes()).is_err())

@@ -215,3 +215,19 @@ async fn bad_image_names_are_refused() {
     refused("a registry that is not there", images.pull_image(request).await, codes, "127.0.0.1:1");
     node.stop_and_account().await;
 }
+
+#[tokio::test]
+async fn the_longest_grace_there_is_stops_a_container_and_breaks_nothing() {
+    let node = Node::start().await;
+    node.load_demo().await;
+    let config = pod(&node, "patient");
+    let pod = node.run_pod(&config).await;
+    let id = node.start_container(&pod, container("main", &["demo", "sleep", "inf"]), &config).await;
+    let answer = node.exec(&id, &["demo", "id"], i64::MAX).await.expect("ExecSync");
+    assert_eq!(answer.exit_code, 0);
+    let stop = cri::StopContainerRequest { container_id: id.clone(), timeout: i64::MAX };
+    node.runtime().await.stop_container(stop).await.expect("StopContainer");
+    assert_eq!(node.container_status(&id).await.state(), cri::ContainerState::ContainerExited);
+    node.remove_pod(&pod).await;
+    node.stop_and_account().await;
+}

@@ -48,6 +48,25 @@ async fn a_container_sees_the_processes_of_the_namespace_that_it_asks_for() {
     node.stop_and_account().await;
 }
 
+/// Who may trace processes may look through /proc/PID/root: the pod's first process must be worth nothing.
+async fn shows_nothing_of_the_node(node: &Node, pod: &str, pod_config: &cri::PodSandboxConfig) {
+    let mut config = container("tracer", &["demo", "sleep", "inf"]);
+    options(&mut config, cri::NamespaceMode::Pod, "");
+    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    let capabilities = cri::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() };
+    security.capabilities = Some(capabilities);
+    let id = node.start_container(pod, config, pod_config).await;
+    let seen = async |file: &str| node.exec(&id, &["demo", "cat", file], 10).await.expect("ExecSync");
+    assert_eq!(seen("/proc/1/comm").await.exit_code, 0);
+    assert_ne!(seen("/proc/1/root/etc/passwd").await.exit_code, 0, "the node's files are seen");
+    let status = String::from_utf8_lossy(&seen("/proc/1/status").await.stdout).into_owned();
+    for set in ["CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert!(status.contains(&format!("{set}:\t0000000000000000")), "{status}");
+    }
+    let mounts = String::from_utf8_lossy(&seen("/proc/1/mounts").await.stdout).into_owned();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+}
+
 #[tokio::test]
 async fn a_pods_containers_share_processes_when_the_pod_does() {
     let node = Node::start().await;
@@ -66,6 +85,7 @@ async fn a_pods_containers_share_processes_when_the_pod_does() {
     options(&mut config, cri::NamespaceMode::Pod, "");
     let id = node.start_container(&pod, config, &pod_config).await;
     assert_ne!(first_process(&node, &id).await, "demo", "the pod's own init is first");
+    shows_nothing_of_the_node(&node, &pod, &pod_config).await;
     node.remove_pod(&pod).await;
     node.stop_and_account().await;
 }

@@ -1,7 +1,5 @@
 //! ExecSync: a command to its end, with what it wrote.
 
-use std::time::Duration;
-
 use tonic::Status;
 
 use crate::cri::{Services, validate};
@@ -13,7 +11,7 @@ pub async fn exec_sync(services: &Services, request: ExecSyncRequest) -> Result<
     validate::command(&request.cmd)?;
     let seconds = u64::try_from(request.timeout)
         .map_err(|_| Status::invalid_argument(format!("timeout {} is negative", request.timeout)))?;
-    let timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
+    let timeout = (seconds > 0).then(|| validate::seconds(seconds));
     let output = services.pods()?.exec_sync(id, request.cmd, timeout).await?;
     Ok(ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
 }

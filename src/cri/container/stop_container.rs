@@ -1,7 +1,5 @@
 //! StopContainer.
 
-use std::time::Duration;
-
 use tonic::Status;
 
 use crate::cri::{Services, validate};
@@ -13,7 +11,7 @@ pub async fn stop_container(
     request: StopContainerRequest,
 ) -> Result<StopContainerResponse, Status> {
     let id = validate::not_empty(&request.container_id, "container_id")?;
-    let timeout = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
+    let timeout = validate::seconds(u64::try_from(request.timeout).unwrap_or(0));
     services.pods()?.stop_container(id, timeout).await?;
     Ok(StopContainerResponse {})
 }

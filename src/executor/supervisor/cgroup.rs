@@ -19,7 +19,7 @@ const SUPERVISOR_LEAF: &str = "supervisor";
 /// `f_type` of cgroup v2.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 /// Times that a cgroup is tried to be removed while the kernel lets go of its dead.
-const REMOVE_ATTEMPTS: u32 = 50;
+const REMOVE_ATTEMPTS: u32 = 250;
 /// Between two of these.
 const REMOVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 

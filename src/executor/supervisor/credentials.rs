@@ -80,6 +80,17 @@ pub fn narrow_bounding_set(wanted: &Capabilities, last: u32) -> Result<()> {
     Ok(())
 }
 
+/// Leaves only what is `wanted` and what is `needed` to get there.
+pub fn narrow_to(wanted: &Capabilities, needed: &[caps::Capability], last: u32) -> Result<()> {
+    narrow_bounding_set(wanted, last)?;
+    let needed =
+        needed.iter().fold(CapabilitySet::empty(), |set, one| set | CapabilitySet::from_bits_retain(one.bitmask()));
+    let had = rustix::thread::capabilities(None).map_err(Fault::io("cannot read capabilities"))?;
+    let permitted = had.permitted & (set_of(&wanted.permitted)? | needed);
+    let sets = CapabilitySets { effective: permitted, permitted, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).map_err(Fault::io("cannot set capabilities"))
+}
+
 /// To be called when the ids are set.
 pub fn set_capabilities(wanted: &Capabilities) -> Result<()> {
     let permitted = set_of(&wanted.permitted)?;

@@ -65,15 +65,16 @@ impl Pod {
             stdio: stdio.as_ref(),
             report: &theirs,
             oom_score_adj: container.oom_score_adj,
-            supervisor: &self.own,
         };
         // Nobody in a user namespace may enter the PID namespace in which he is.
         let is_here = container.pid_mode == NamespaceMode::Node;
-        let join = || match is_here {
-            true => Ok(()),
-            false => Ok(rustix::thread::move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)?),
+        let enter = |helper| {
+            if !is_here {
+                rustix::thread::move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
+            }
+            Ok(joining::prepare(&entry, helper))
         };
-        let pid = fork::fork_elsewhere(cgroup.as_ref().map(AsFd::as_fd), join, || joining::enter(&entry))
+        let pid = fork::fork_elsewhere(cgroup.as_ref().map(AsFd::as_fd), enter, |ready| joining::enter(&entry, ready))
             .map_err(Fault::io("cannot fork into the container's PID namespace"))?;
         let id = request.exec_id;
         let _ = rustix::io::ioctl_fionbio(&report, true);

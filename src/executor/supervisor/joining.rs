@@ -1,9 +1,10 @@
 //! What a forked child does to become a process of a container: libcontainer's own way in forgets the seccomp filter, the
 //! user namespace, limits and AppArmor.
 //!
-//! The order matters. While it can still see the node: settings are read, what will be written later is opened, the score
-//! is set. Then, not dumpable, it joins; from here on every path is the container's. Ids and capabilities go before the last filter,
-//! and nothing happens between that and execve but a look at the parent.
+//! The order matters. In a helper that the container cannot see ([`prepare`]): descriptors are closed, settings are read, the
+//! score is set, mounts are joined, and capabilities that are neither the process's nor needed go; from there on every path is the container's. Then,
+//! in its PID namespace ([`enter`]), ids and capabilities go before the last filter, and nothing happens between that and
+//! execve but a look at the parent.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -11,19 +12,30 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use caps::Capability;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::Signal;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::fault::{Fault, Result};
-use super::process_settings::{Process, Settings, find_program, path_of};
-use super::{credentials, filters, requests, runtime, sandbox, seccomp, signals};
+use super::process_settings::{Capabilities, Process, Settings, find_program, path_of};
+use super::seccomp::Filter;
+use super::{credentials, filters, requests, runtime, sandbox, signals};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::from_supervisor::Message;
 use crate::proto::supervisor::reply;
 use crate::sys::{descriptors, fork};
 
+/// What the rest of the way needs: giving streams away, limits, ids, the filter.
+const JOINING: [Capability; 6] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETPCAP,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_RESOURCE,
+];
 /// Exit code of a child that did not get as far as its program. Nobody reports it: the answer has said why.
 const FAILED: i32 = 126;
 /// Where the terminals of a container are made.
@@ -45,8 +57,13 @@ pub struct Entry<'a> {
     pub report: &'a OwnedFd,
     /// Of the container.
     pub oom_score_adj: i32,
-    /// To see whether the supervisor lives.
-    pub supervisor: &'a OwnedFd,
+}
+
+/// What was read, done and opened while nobody in the container could see it.
+pub struct Prepared {
+    process: Process,
+    capabilities: Capabilities,
+    filter: Option<Filter>,
 }
 
 /// What a child tells its supervisor before it is somebody else's program. On the wire each is a reply: an exec reply with
@@ -82,30 +99,37 @@ impl Report {
     }
 }
 
+/// In the helper, which is in none of the container's namespaces when it begins, and never in its PID namespace: a process
+/// of the container with CAP_SYS_PTRACE would read the node's files through the root directory or a descriptor of the child.
+pub fn prepare(entry: &Entry<'_>, helper: RawFd) -> Result<Prepared> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(Fault::io("cannot become non-dumpable"))?;
+    keep_only(entry, helper)?;
+    let settings = Settings::read(entry.bundle)?;
+    let mut process = settings.process;
+    let capabilities = process.capabilities.take().unwrap_or_default();
+    let filter = settings.linux.seccomp.is_some().then(|| filters::of_container(entry.bundle)).transpose()?;
+    process.apparmor_profile.as_deref().map_or(Ok(()), apply_profile)?;
+    sandbox::set_oom_score(entry.oom_score_adj).map_err(Fault::io("cannot set the process's oom score"))?;
+    let last_capability = credentials::last_capability();
+    let namespaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
+    rustix::thread::move_into_thread_name_spaces(entry.target.as_fd(), namespaces)
+        .map_err(Fault::io("cannot join the container's namespaces"))?;
+    credentials::narrow_to(&capabilities, &JOINING, last_capability)?;
+    Ok(Prepared { process, capabilities, filter })
+}
+
 /// The child's life until its program runs. It returns only when that fails.
-pub fn enter(entry: &Entry<'_>) -> i32 {
-    if let Err(fault) = join(entry) {
+pub fn enter(entry: &Entry<'_>, prepared: Result<Prepared>) -> i32 {
+    if let Err(fault) = prepared.and_then(|prepared| join(entry, prepared)) {
         let _ = Report::Failed(fault).send(entry.report, None);
     }
     FAILED
 }
 
-fn join(entry: &Entry<'_>) -> Result<()> {
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .map_err(Fault::io("cannot become non-dumpable"))?;
-    keep_only(entry)?;
-    let settings = Settings::read(entry.bundle)?;
-    let mut process = settings.process;
-    let capabilities = process.capabilities.take().unwrap_or_default();
-    let filter = settings.linux.seccomp.is_some().then(|| filters::of_container(entry.bundle)).transpose()?;
-    let profile = process.apparmor_profile.as_deref().map(Profile::open).transpose()?;
-    sandbox::set_oom_score(entry.oom_score_adj).map_err(Fault::io("cannot set the process's oom score"))?;
-    let last_capability = credentials::last_capability();
+fn join(entry: &Entry<'_>, prepared: Prepared) -> Result<()> {
+    let Prepared { process, capabilities, filter } = prepared;
     rustix::process::setsid().map_err(Fault::io("cannot start a session"))?;
-
-    let namespaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
-    rustix::thread::move_into_thread_name_spaces(entry.target.as_fd(), namespaces)
-        .map_err(Fault::io("cannot join the container's namespaces"))?;
     let owner = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
     set_streams(entry, owner)?;
     credentials::set_limits(&process)?;
@@ -113,11 +137,9 @@ fn join(entry: &Entry<'_>) -> Result<()> {
         rustix::thread::set_no_new_privs(true).map_err(Fault::io("cannot set no_new_privs"))?;
     }
     let inside = rustix::process::chdir(process.cwd.as_str());
-    profile.map_or(Ok(()), Profile::apply)?;
-    credentials::narrow_bounding_set(&capabilities, last_capability)?;
     let early = filter.as_ref().filter(|_| !process.no_new_privileges);
     // Without no_new_privs a filter needs a capability that is about to go.
-    early.map_or(Ok(()), seccomp::Filter::install)?;
+    early.map_or(Ok(()), Filter::install)?;
     credentials::set_ids(&process)?;
     credentials::set_capabilities(&capabilities)?;
     // Some directories are only the user's, some only root's.
@@ -130,14 +152,14 @@ fn join(entry: &Entry<'_>) -> Result<()> {
     die_with_supervisor(entry)?;
     descriptors::close_all_on_exec().map_err(Fault::io("cannot close descriptors"))?;
     let late = filter.as_ref().filter(|_| process.no_new_privileges);
-    late.map_or(Ok(()), seccomp::Filter::install)?;
+    late.map_or(Ok(()), Filter::install)?;
     let Err(errno) = nix::unistd::execve(&program, &arguments, &environment);
     Err(Fault::image(format!("cannot execute {program:?} in the container: {}", std::io::Error::from(errno))))
 }
 
 /// Nothing of the supervisor's comes along: the logs, pipes and sockets of the pod end here.
-fn keep_only(entry: &Entry<'_>) -> Result<()> {
-    let mut keep: Vec<RawFd> = vec![entry.target.as_raw_fd(), entry.report.as_raw_fd(), entry.supervisor.as_raw_fd()];
+fn keep_only(entry: &Entry<'_>, helper: RawFd) -> Result<()> {
+    let mut keep: Vec<RawFd> = vec![entry.target.as_raw_fd(), entry.report.as_raw_fd(), helper];
     keep.extend(entry.stdio.into_iter().flatten().map(AsRawFd::as_raw_fd));
     descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))
 }
@@ -199,31 +221,22 @@ fn command(request: &wire::Exec, process: &Process) -> Result<(CString, Vec<CStr
     Ok((program, runtime::c_strings(&request.command)?, runtime::c_strings(&environment)?))
 }
 
+/// The supervisor's end of the report closes with it. A descriptor of the supervisor itself would be one more thing to
+/// take from this process.
 fn die_with_supervisor(entry: &Entry<'_>) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(Fault::io("cannot bind the process's life to its supervisor's"))?;
-    if sandbox::is_dead(entry.supervisor) {
+    if sandbox::is_closed(entry.report) {
         fork::exit_now(FAILED);
     }
     Ok(())
 }
 
-/// An AppArmor profile: the file is opened in the node's procfs, for the container's may be a fake (SECURITY.md row 11).
-struct Profile {
-    name: String,
-    file: File,
-}
-
-impl Profile {
-    fn open(name: &str) -> Result<Self> {
-        let open = |path: &str| File::options().write(true).open(path);
-        let file = open("/proc/thread-self/attr/apparmor/exec").or_else(|_| open("/proc/thread-self/attr/exec"));
-        Ok(Self { name: name.to_owned(), file: file.map_err(Fault::io("cannot apply an AppArmor profile here"))? })
-    }
-
-    fn apply(mut self) -> Result<()> {
-        self.file
-            .write_all(format!("exec {}", self.name).as_bytes())
-            .map_err(Fault::io(format!("cannot apply the AppArmor profile {:?}", self.name)))
-    }
+/// An AppArmor profile for the next execve, also that of a child: the file is opened in the node's procfs, for the
+/// container's may be a fake (SECURITY.md row 11).
+fn apply_profile(name: &str) -> Result<()> {
+    let open = |path: &str| File::options().write(true).open(path);
+    let file = open("/proc/thread-self/attr/apparmor/exec").or_else(|_| open("/proc/thread-self/attr/exec"));
+    file.and_then(|mut file| file.write_all(format!("exec {name}").as_bytes()))
+        .map_err(Fault::io(format!("cannot apply the AppArmor profile {name:?}")))
 }

@@ -5,7 +5,7 @@
 //! `crate::executor::leftovers`), `supervisor.log` (what a panic would say).
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -21,7 +21,7 @@ use crate::executor::leftovers::ProcessRecord;
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{ErrorKind, NamespaceMode, SandboxSpec};
-use crate::sys::loopback;
+use crate::sys::{descriptors, loopback};
 
 /// Directory in STATE_DIR that becomes /dev/shm of the pod's containers.
 pub const SHM_DIRECTORY: &str = "shm";
@@ -49,6 +49,10 @@ pub struct Birth {
 /// The whole life of a supervisor, in the process that the template forked. Answers its exit code.
 pub fn live(birth: Birth) -> i32 {
     let Birth { request, spec, listener, reply } = birth;
+    // The template's own socket is not for its children: the daemon has to hear the template's end.
+    if descriptors::close_all_except(&[listener.as_raw_fd(), reply.as_raw_fd()]).is_err() {
+        return STILLBORN;
+    }
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     let (answer, pod) = match make(spec, listener) {
         Ok(pod) => (wire::SpawnReply { id: request, pid, error: None }, Some(pod)),
@@ -174,6 +178,13 @@ pub fn is_dead(process: impl AsFd) -> bool {
     let mut poll = [PollFd::new(&process, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     !matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(0))
+}
+
+/// Whether the other end of a socket is closed.
+pub fn is_closed(socket: impl AsFd) -> bool {
+    let mut poll = [PollFd::new(&socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut poll, Some(&now)).is_err() || poll[0].revents().contains(PollFlags::HUP)
 }
 
 fn record(state_dir: &Path, init: Option<i32>) -> Result<()> {
