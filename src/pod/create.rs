@@ -148,6 +148,7 @@ fn write_bundle(
 ) -> Result<Bundle, PodError> {
     let (context, pod) = (&work.context, &work.pod);
     let user = users::resolve(&security(&work.config), &image.config.user, &Databases::read(rootfs.as_fd())?)?;
+    user.check_mapped()?;
     // Where there are no cgroups for us the specification must name one all the same; nobody makes it.
     let parent = pod.cgroup.clone().unwrap_or_else(|| Path::new("/").join(cgroup::OWN_PARENT));
     let cgroup = resources::container_cgroup(&parent, work.id.as_str());

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use crate::pod::error::PodError;
+use crate::pod::error::{PodError, quoted};
 use crate::pod::paths;
 use crate::pod::spec::oci;
 use crate::proto::cri;
@@ -18,6 +18,9 @@ use crate::proto::cri::security_profile::ProfileType;
 
 /// Largest profile of the node's that is read; the usual ones have some 20 KiB.
 const PROFILE_LIMIT_BYTES: u64 = 1 << 20;
+
+/// Arguments of a system call.
+const SYSCALL_ARGUMENTS: usize = 6;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,15 +95,30 @@ fn local_profile(path: &str) -> Result<oci::LinuxSeccomp, PodError> {
     let bytes = paths::read_on_node(Path::new(&path), PROFILE_LIMIT_BYTES)?;
     let mut profile: oci::LinuxSeccomp = serde_json::from_slice(&bytes)
         .map_err(|e| PodError::invalid(format!("the seccomp profile {} is not understood: {e}", path.display())))?;
-    for rule in profile.syscalls().clone().unwrap_or_default() {
-        if rule.action() == oci::LinuxSeccompAction::ScmpActNotify {
-            let message =
-                format!("the seccomp profile {} asks for SCMP_ACT_NOTIFY, which is not there", path.display());
-            return Err(PodError::unimplemented(message));
-        }
-    }
+    check(&profile).map_err(|fault| PodError::invalid(format!("the seccomp profile {} {fault}", path.display())))?;
     profile.set_syscalls(profile.syscalls().as_ref().map(|rules| rules.iter().map(as_read_by_libcontainer).collect()));
     Ok(profile)
+}
+
+/// What is understood and yet cannot be a filter here.
+fn check(profile: &oci::LinuxSeccomp) -> Result<(), String> {
+    let none = Vec::new();
+    let rules = profile.syscalls().as_ref().unwrap_or(&none);
+    let actions = rules.iter().map(oci::LinuxSyscall::action).chain([profile.default_action()]);
+    if actions.into_iter().any(|action| action == oci::LinuxSeccompAction::ScmpActNotify) {
+        return Err("asks for SCMP_ACT_NOTIFY: there is no listener that would answer; use SCMP_ACT_ERRNO".to_owned());
+    }
+    for rule in rules {
+        let arguments = rule.args().iter().flatten();
+        if let Some(argument) = arguments.into_iter().find(|argument| argument.index() >= SYSCALL_ARGUMENTS) {
+            return Err(format!(
+                "has a rule for {} with the argument {}: a call has {SYSCALL_ARGUMENTS}, counted from 0",
+                quoted(&rule.names().join(", ")),
+                argument.index()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The OCI specification has the mask in `value` and what is compared in `valueTwo`; libcontainer 0.7 reads them the

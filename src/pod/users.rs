@@ -1,7 +1,9 @@
 //! Who a container runs as: uid, gid, supplementary groups and home, from the request, the image's USER, and the
 //! /etc/passwd and /etc/group of the root file system, which are an attacker's bytes.
 
+use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use crate::image::{ImageUser, Principal};
 use crate::pod::error::{PodError, quoted};
@@ -97,6 +99,44 @@ fn id(what: &str, value: i64) -> Result<u32, PodError> {
         .ok()
         .filter(|_| value < ID_LIMIT)
         .ok_or_else(|| PodError::invalid(format!("{what} {value} is not a number from 0 to {}", ID_LIMIT - 1)))
+}
+
+impl ContainerUser {
+    /// Refuses ids that the node does not have: the kernel would, without a name.
+    pub(crate) fn check_mapped(&self) -> Result<(), PodError> {
+        let groups = [self.gid].into_iter().chain(self.groups.iter().copied());
+        check_mapped("user", Path::new("/proc/self/uid_map"), [self.uid])?;
+        check_mapped("group", Path::new("/proc/self/gid_map"), groups)
+    }
+}
+
+fn check_mapped(what: &str, map: &Path, ids: impl IntoIterator<Item = u32>) -> Result<(), PodError> {
+    let text = fs::read_to_string(map).map_err(|e| PodError::io(format!("cannot read {}", map.display()), &e))?;
+    match ids.into_iter().find(|id| !is_mapped(&text, *id)) {
+        Some(id) => Err(PodError::precondition(format!(
+            "the container would run as {what} {id}, which this node has not got: its {what} ids are {}; give whoever runs it more \
+             subordinate ids, or the container another {what}",
+            ranges(&text)
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// First id and count of each line of a map.
+fn lines(map: &str) -> impl Iterator<Item = (u32, u32)> {
+    map.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        Some((fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?))
+    })
+}
+
+fn is_mapped(map: &str, id: u32) -> bool {
+    lines(map).any(|(first, count)| id >= first && id - first < count)
+}
+
+fn ranges(map: &str) -> String {
+    let range = |(first, count): (u32, u32)| format!("{first} to {}", first.saturating_add(count.saturating_sub(1)));
+    lines(map).map(range).collect::<Vec<_>>().join(", ")
 }
 
 /// Resolves the wish of `security` over the image's USER.
@@ -239,6 +279,15 @@ mod tests {
             let expected = ContainerUser { uid, gid, groups, home: home.into() };
             assert_eq!(resolve(&security, &image, &databases()).expect("a user"), expected, "{security:?} {image:?}");
         }
+    }
+
+    #[test]
+    fn an_id_is_mapped_where_a_line_holds_it() {
+        let map = "         0       1500          1\n         1     100000      65536\n";
+        assert!([0, 1, 65536].into_iter().all(|id| is_mapped(map, id)));
+        assert!(!is_mapped(map, 65537) && !is_mapped("", 0));
+        assert!(is_mapped("0 0 4294967295", 4_000_000_000));
+        assert_eq!(ranges(map), "0 to 0, 1 to 65536");
     }
 
     #[test]

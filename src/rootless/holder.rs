@@ -32,13 +32,12 @@ pub fn hold(state: &Path, cgroup: Option<&Path>, held: Places) -> io::Result<()>
     let _ = rustix::thread::set_name(c"cricket-node");
     signals.thread_block()?;
     let made = make(state, cgroup, held, &socket);
-    match &made {
-        Ok(()) => tell(&socket, "ready")?,
-        Err(why) => tell(&socket, &format!("error {}", why.replace('\n', " ")))?,
-    }
-    if made.is_err() {
+    if let Err(why) = made {
+        // Whoever has gone already says why; one error is enough.
+        let _ = tell(&socket, &format!("error {}", why.replace('\n', " ")));
         return Ok(());
     }
+    tell(&socket, "ready")?;
     drop(socket);
     let_go_of_stdio()?;
     wait_for_the_end(&signals)?;

@@ -12,6 +12,11 @@ const RANGES_LIMIT: usize = 339;
 /// Ids above are negative as signed numbers, which much software cannot bear.
 const ID_LIMIT: u64 = 1 << 31;
 
+/// What one image after another asks for; a pod with ids of its own (`hostUsers: false`) asks for as many again.
+pub const IDS_WANTED: u32 = 65_536;
+/// Below are people and services.
+const FIRST_PROPOSED: u64 = 100_000;
+
 /// Users or groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdKind {
@@ -63,12 +68,14 @@ pub struct MapLine {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubordinateError {
     /// None at all.
-    #[error("{user} has no subordinate ids in {file}: `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`", file = kind.file())]
+    #[error("{user} has no subordinate ids in {file}: `{mend}`", file = kind.file())]
     None {
         /// Whose.
         user: String,
         /// Which.
         kind: IdKind,
+        /// See [`proposal`].
+        mend: String,
     },
     /// A line that is none.
     #[error("{file}: the line {line:?} is not NAME:FIRST:COUNT with ids below 2^31", file = kind.file())]
@@ -148,10 +155,28 @@ pub fn map(user: &User, kind: IdKind) -> Result<Vec<MapLine>, SubordinateError> 
         ranges = ask_name_service(user, kind);
     }
     if ranges.is_empty() {
-        return Err(SubordinateError::None { user: user.name.clone(), kind });
+        return Err(SubordinateError::None { user: user.name.clone(), kind, mend: proposal(user) });
     }
     check_overlap(&ranges, user, kind)?;
     Ok(lay_out(user.own_id(kind), &ranges))
+}
+
+/// The command that gives a user as many ids as an image asks for, which nobody has yet.
+pub fn proposal(user: &User) -> String {
+    let taken = [IdKind::User, IdKind::Group].map(|kind| read(kind).map_or(0, |text| first_free(&text)));
+    let first = taken.into_iter().fold(FIRST_PROPOSED, u64::max);
+    let ids = format!("{first}-{}", first + u64::from(IDS_WANTED) - 1);
+    format!("sudo usermod --add-subuids {ids} --add-subgids {ids} {}", user.name)
+}
+
+/// Behind every range that somebody has.
+fn first_free(text: &str) -> u64 {
+    let end = |line: &str| {
+        let mut fields = line.split(':').skip(1);
+        let range = range(fields.next()?, fields.next()?)?;
+        Some(u64::from(range.first) + u64::from(range.count))
+    };
+    text.lines().filter_map(end).max().unwrap_or(0)
 }
 
 fn read(kind: IdKind) -> Result<String, SubordinateError> {
@@ -280,6 +305,13 @@ mod tests {
         assert!(matches!(ranges("tester:100:50\ntester:149:9"), Err(SubordinateError::Overlap { at: 149, .. })));
         assert!(matches!(ranges("tester:1000:1000"), Err(SubordinateError::Overlap { at: 1500, .. })));
         assert_eq!(ranges("tester:100:50\ntester:100:50").map(|r| r.len()), Ok(1));
+    }
+
+    #[test]
+    fn what_is_proposed_is_nobodys() {
+        assert_eq!(first_free(""), 0);
+        assert_eq!(first_free("a:100000:65536\nb:300000:5\nc:200000:65536\nodd\nx:y:z\n"), 300_005);
+        assert!(proposal(&tester()).ends_with(" tester"));
     }
 
     #[test]

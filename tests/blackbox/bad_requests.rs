@@ -194,6 +194,46 @@ async fn a_missing_executable_is_named_and_leaves_the_pod_well() {
     node.stop_and_account().await;
 }
 
+/// What only the kernel finds impossible is told by the thing that the request named, not by the stage it came to.
+#[tokio::test]
+async fn what_the_kernel_refuses_is_named() {
+    let node = Node::start().await;
+    node.load_demo().await;
+    let mut runtime = node.runtime().await;
+    let config = pod(&node, "impossible");
+    let pod_id = node.run_pod(&config).await;
+    let profile = node.dir.join("nothing.json");
+    std::fs::write(&profile, r#"{"defaultAction":"SCMP_ACT_ERRNO"}"#).expect("a profile");
+    let security = |change: &dyn Fn(&mut cri::LinuxContainerSecurityContext)| {
+        let mut config = container("main", &["demo"]);
+        change(config.linux.get_or_insert_default().security_context.get_or_insert_default());
+        config
+    };
+    let directory = cri::ContainerConfig { working_dir: "/proc/self/fd/9".to_owned(), ..container("main", &["demo"]) };
+    let user = security(&|security| security.run_as_user = Some(cri::Int64Value { value: (1 << 31) - 1 }));
+    let seccomp = security(&|security| {
+        security.seccomp = Some(cri::SecurityProfile {
+            profile_type: cri::security_profile::ProfileType::Localhost.into(),
+            localhost_ref: profile.to_str().expect("a text").to_owned(),
+        });
+    });
+    for (what, config_of_it, named) in
+        [("directory", directory, "/proc/self/fd/9"), ("user", user, "2147483647"), ("seccomp", seccomp, "seccomp")]
+    {
+        let answer = runtime.create_container(create_request(&pod_id, config_of_it, &config)).await;
+        refused(what, answer, &[Code::FailedPrecondition], named);
+    }
+    node.remove_pod(&pod_id).await;
+
+    let mut config = pod(&node, "sysctl");
+    let linux = config.linux.get_or_insert_default();
+    linux.sysctls = [("kernel.shm_rmid_forced".to_owned(), "7".to_owned())].into();
+    let answer =
+        runtime.run_pod_sandbox(cri::RunPodSandboxRequest { config: Some(config), ..Default::default() }).await;
+    refused("sysctl", answer, &[Code::InvalidArgument], "kernel.shm_rmid_forced");
+    node.stop_and_account().await;
+}
+
 #[tokio::test]
 async fn bad_image_names_are_refused() {
     let node = Node::start().await;

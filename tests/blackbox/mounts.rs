@@ -223,3 +223,60 @@ async fn mounts_travel_as_the_propagation_says() {
     succeed(node.cricket(["image", "remove"]).arg(BUSYBOX));
     node.stop_and_account().await;
 }
+
+#[tokio::test]
+async fn a_directory_over_dev_is_seen_whole_and_stays_as_it_was() {
+    let node = Node::start().await;
+    node.load("busybox");
+    let directory = node.dir.join("devices");
+    std::fs::create_dir_all(directory.join("volume")).expect("a directory");
+    std::fs::write(directory.join("device"), "").expect("a file");
+    std::fs::write(directory.join("ptmx"), "the node's").expect("a file");
+    let mount = |host: PathBuf, inside: &str| cri::Mount {
+        host_path: host.to_str().expect("a text").to_owned(),
+        container_path: inside.to_owned(),
+        ..Default::default()
+    };
+    let mut config = shell(BUSYBOX, "ls /dev; cat /dev/ptmx; echo; ls /dev/volume; touch /dev/new; ls /dev/null");
+    let below = mount(directory.join("volume"), "/dev/volume");
+    std::fs::write(directory.join("volume/file"), "").expect("a file");
+    config.mounts = vec![cri::Mount { readonly: true, ..mount(directory.clone(), "/dev") }, below];
+    let lines = output(&node, "over-dev", config).await;
+    let expected = ["device", "ptmx", "volume", "the node's", "file"];
+    assert_eq!(lines[..expected.len()], expected, "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("Read-only file system")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("/dev/null: No such file")), "{lines:?}");
+    let mut names: Vec<_> = std::fs::read_dir(&directory).expect("read").flatten().map(|e| e.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["device", "ptmx", "volume"], "the runtime made nothing in it");
+
+    let mut config = shell(BUSYBOX, "ls -d /dev/null /dev/zero /dev/stdout; echo x >/dev/null; echo $?");
+    config.mounts = vec![mount("/dev".into(), "/dev")];
+    assert_eq!(output(&node, "nodes-dev", config).await, ["/dev/null", "/dev/stdout", "/dev/zero", "0"]);
+    succeed(node.cricket(["image", "remove"]).arg(BUSYBOX));
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_mounted_on_each_other_is_named() {
+    let node = Node::start().await;
+    node.load("busybox");
+    let pod_config = pod(&node, "mismatch");
+    let pod = node.run_pod(&pod_config).await;
+    let directory = node.dir.join("a-directory");
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let file = directory.join("a-file");
+    std::fs::write(&file, "").expect("a file");
+    for (source, place) in [(&file, "/etc"), (&directory, "/etc/passwd")] {
+        let mut config = shell(BUSYBOX, "true");
+        let host_path = source.to_str().expect("a text").to_owned();
+        config.mounts = vec![cri::Mount { host_path, container_path: place.to_owned(), ..Default::default() }];
+        let request = create_request(&pod, config, &pod_config);
+        let status = node.runtime().await.create_container(request).await.expect_err("it is refused");
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+        assert!(status.message().contains(place) && status.message().contains("a-"), "{status}");
+    }
+    node.remove_pod(&pod).await;
+    succeed(node.cricket(["image", "remove"]).arg(BUSYBOX));
+    node.stop_and_account().await;
+}

@@ -65,6 +65,11 @@ impl Confinement {
         Ok(confinement)
     }
 
+    /// Whether the filter is there before libcontainer has done all of its part.
+    pub fn is_early(&self) -> bool {
+        matches!(self, Self::Early(..))
+    }
+
     /// When libcontainer has done all of its part.
     pub fn begin(&self) -> Result<()> {
         let Self::Early(filter, held) = self else { return Ok(()) };

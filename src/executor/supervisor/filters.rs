@@ -2,8 +2,8 @@
 //! container with the same profile, and every exec, only loads the program.
 //!
 //! ```text
-//! STATE/seccomp/KEY                              a program; KEY: hash of profile and compiler
-//! STATE/pods/ID/containers/CID/seccomp.filter    the container's own name for it (a hard link), for execs
+//! STATE/seccomp/KEY                              KEY and a program; KEY: hash of profile and compiler
+//! STATE/pods/ID/containers/CID/seccomp.filter    the container's own copy of the program, for execs
 //! ```
 //!
 //! A name appears only when its file is whole, and each file has a checksum. What cannot be read is compiled again; what
@@ -12,7 +12,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
@@ -29,19 +29,17 @@ const FILTERS_LIMIT: usize = 256;
 
 /// The filter of a container whose bundle this is, from the store if it is there. No store: a path without a name.
 pub fn provide(profile: &oci::LinuxSeccomp, store: &Path, bundle: &Path) -> Result<Filter> {
+    let key = if store.as_os_str().is_empty() { None } else { Some(key(profile)?) };
+    let kept = key.as_ref().and_then(|key| kept(store, key));
+    let filter = match &kept {
+        Some(filter) => filter.clone(),
+        None => Filter::compile(profile)?,
+    };
     let own = bundle.join(FILTER_FILE);
-    let kept = if store.as_os_str().is_empty() { None } else { Some(store.join(key(profile)?)) };
-    if let Some((kept, filter)) = kept.as_ref().and_then(|kept| Some((kept, read(kept).ok()?))) {
-        if fs::hard_link(kept, &own).is_err() {
-            write(&own, &filter)?;
-        }
-        return Ok(filter);
-    }
-    let filter = Filter::compile(profile)?;
-    write(&own, &filter)?;
-    if let Some(kept) = kept {
+    fs::write(&own, filter.to_bytes()).map_err(Fault::io(format!("cannot write {}", own.display())))?;
+    if let (None, Some(key)) = (kept, key) {
         // For the next one; this container has what it needs.
-        let _ = keep(&own, store, &kept);
+        let _ = keep(store, &key, &filter);
     }
     Ok(filter)
 }
@@ -51,43 +49,45 @@ pub fn of_container(bundle: &Path) -> Result<Filter> {
     read(&bundle.join(FILTER_FILE)).map_err(Fault::io("cannot read the container's seccomp filter"))
 }
 
-fn key(profile: &oci::LinuxSeccomp) -> Result<PathBuf> {
+fn key(profile: &oci::LinuxSeccomp) -> Result<String> {
     let profile = serde_json::to_vec(profile).map_err(Fault::because("cannot identify the seccomp profile"))?;
     let version = libseccomp::ScmpVersion::current().map_err(Fault::because("cannot ask libseccomp its version"))?;
     let mut hash = Sha256::new();
     hash.update(format!("{COMPILER} {}.{}.{}\n", version.major, version.minor, version.micro));
     hash.update(profile);
-    Ok(PathBuf::from(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn kept(store: &Path, key: &str) -> Option<Filter> {
+    let bytes = read_bytes(&store.join(key)).ok()?;
+    // A file may have got another's name.
+    Filter::from_bytes(bytes.strip_prefix(key.as_bytes())?)
 }
 
 fn read(path: &Path) -> io::Result<Filter> {
+    Filter::from_bytes(&read_bytes(path)?).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(STORED_LIMIT_BYTES + 1).read_to_end(&mut bytes)?;
-    Filter::from_bytes(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
+    Ok(bytes)
 }
 
-/// A new file: the old one may have more names.
-fn write(path: &Path, filter: &Filter) -> Result<()> {
-    let _ = fs::remove_file(path);
-    fs::write(path, filter.to_bytes()).map_err(Fault::io(format!("cannot write {}", path.display())))
-}
-
-/// A link, so that the name appears with the whole file; whoever else was faster made the same one.
-fn keep(own: &Path, store: &Path, kept: &Path) -> io::Result<()> {
+/// Renamed into place, so that the name appears with the whole file; whoever else was faster made the same one.
+fn keep(store: &Path, key: &str, filter: &Filter) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(store)?;
     if fs::read_dir(store)?.count() >= FILTERS_LIMIT {
-        // Containers have links of their own.
         fs::read_dir(store)?.flatten().try_for_each(|entry| fs::remove_file(entry.path()))?;
     }
-    if kept.exists() && read(kept).is_err() {
-        fs::remove_file(kept)?;
-    }
-    fs::hard_link(own, kept)
+    let new = store.join(format!("{key}.{}", std::process::id()));
+    fs::write(&new, [key.as_bytes(), &filter.to_bytes()].concat())?;
+    fs::rename(new, store.join(key))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -108,27 +108,29 @@ mod tests {
     fn one_profile_is_compiled_once_and_a_damaged_one_again() {
         let base = std::env::temp_dir().join(format!("cricket-filters-{}", std::process::id()));
         let (store, first, second) = (base.join("seccomp"), bundle(&base, "first"), bundle(&base, "second"));
-        let inode = |bundle: &Path| fs::metadata(bundle.join(FILTER_FILE)).expect("a filter").ino();
+        let file = |call: &str| store.join(key(&profile(call)).expect("a key"));
 
         let filter = provide(&profile("read"), &store, &first).expect("compiled");
         assert_eq!(provide(&profile("read"), &store, &second).expect("loaded"), filter);
-        assert_eq!(inode(&first), inode(&second));
         assert_eq!(of_container(&second).expect("there"), filter);
 
-        let other = bundle(&base, "other");
-        assert_ne!(provide(&profile("write"), &store, &other).expect("compiled"), filter);
-        assert_ne!(inode(&first), inode(&other));
+        let other = provide(&profile("write"), &store, &bundle(&base, "other")).expect("compiled");
+        assert_ne!(other, filter);
+        // What the store holds is what is loaded: a filter under its own name, but not one under another's.
+        fs::write(
+            file("read"),
+            [file("read").file_name().expect("a name").as_encoded_bytes(), &other.to_bytes()].concat(),
+        )
+        .expect("written");
+        assert_eq!(provide(&profile("read"), &store, &second).expect("loaded"), other);
+        fs::copy(file("write"), file("read")).expect("copied");
+        assert_eq!(provide(&profile("read"), &store, &second).expect("compiled again"), filter);
 
-        fs::write(store.join(key(&profile("read")).expect("a key")), "torn").expect("written");
-        let after = bundle(&base, "after");
-        assert_eq!(provide(&profile("read"), &store, &after).expect("compiled again"), filter);
-        assert!(of_container(&first).is_err(), "the same file");
-        let last = bundle(&base, "last");
-        provide(&profile("read"), &store, &last).expect("loaded");
-        assert_eq!(inode(&after), inode(&last));
+        fs::write(file("read"), "torn").expect("written");
+        assert_eq!(provide(&profile("read"), &store, &second).expect("compiled again"), filter);
+        assert_eq!(of_container(&first).expect("a copy of its own"), filter);
 
-        let alone = bundle(&base, "alone");
-        assert_eq!(provide(&profile("read"), Path::new(""), &alone).expect("compiled"), filter);
+        assert_eq!(provide(&profile("read"), Path::new(""), &bundle(&base, "alone")).expect("compiled"), filter);
         fs::remove_dir_all(base).expect("removed");
     }
 }

@@ -4,14 +4,15 @@
 //! device nodes that follow, would land outside (SECURITY.md rows 7 and 8). Nothing else runs in the root yet, so what is
 //! seen here is what the runtime will find.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::fault::{Fault, Result};
+use super::runtime::oci;
 
 /// Places that must be directories, or absent.
 const DIRECTORIES: &[&str] = &["proc", "sys", "dev"];
@@ -35,6 +36,40 @@ pub fn check(root: impl AsFd) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a mount of a file on a directory, or of a directory on anything else: the kernel's word for it names neither.
+/// What lies below another mount is not the image's, and not looked at.
+pub fn check_sources<'a>(root: &Path, mounts: impl Iterator<Item = &'a oci::Mount>) -> Result<()> {
+    let root = File::open(root).map_err(Fault::io("cannot open the container's root"))?;
+    let mut earlier: Vec<&Path> = Vec::new();
+    for mount in mounts {
+        let place = mount.destination();
+        let covered = earlier.iter().any(|above| place.starts_with(above));
+        earlier.push(place);
+        let source = mount.source().as_ref().filter(|_| mount.typ().as_deref() == Some("bind") && !covered);
+        let Some(source) = source else { continue };
+        let Some((what, on)) = fs::metadata(source).ok().map(|m| m.is_dir()).zip(is_directory(&root, place)) else {
+            continue;
+        };
+        if what != on {
+            let word = |directory| if directory { "a directory" } else { "a file" };
+            let (source, place) = (source.display(), place.display());
+            return Err(Fault::invalid(format!(
+                "{source} is {} and cannot be mounted at {place}: that is {} in the image",
+                word(what),
+                word(on)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What a path leads to inside the root, if it is there.
+fn is_directory(root: &File, path: &Path) -> Option<bool> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
+    Some(FileType::from_raw_mode(rustix::fs::fstat(found).ok()?.st_mode).is_dir())
 }
 
 /// Refuses a container, made but not started, whose mounts ended up below /proc though none was to be there: a link of the

@@ -21,9 +21,11 @@ use rustix::fs::{FileType, Gid, Uid};
 use rustix::process::Signal;
 
 use super::confinement::Confinement;
+use super::dev_mount::DevMount;
 use super::fault::{Fault, Result};
 use super::process_settings::{find_program, path_of};
-use super::{adaptation, console, sandbox, signals};
+use super::runtime_notes::Notes;
+use super::{adaptation, console, preflight, sandbox, signals};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::sys::{descriptors, fork};
@@ -38,6 +40,9 @@ const PID_FILE: &str = "init.pid";
 /// Exit codes of a process whose program could not be executed, as shells have them.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
+
+/// Part of the runtime's error when the first process ended without a word.
+const SILENT_END: &str = "BrokenChannel";
 
 /// What is to be created.
 pub struct Order<'a> {
@@ -75,6 +80,8 @@ pub struct Created {
     pub not_enforced: Vec<String>,
     /// What may be mounted below its /proc; `None`: its /proc is the node's, with all that is there.
     pub below_proc: Option<Vec<PathBuf>>,
+    /// To be attached when everything else is done.
+    pub over_dev: Option<DevMount>,
 }
 
 /// Creates a container.
@@ -89,10 +96,12 @@ pub fn create(order: Order<'_>) -> Result<Created> {
         Some(_) => None,
         None => Some(console::listen(order.bundle)?),
     };
+    preflight::check_sources(&order.bundle.join("rootfs"), spec.mounts().iter().flatten())?;
+    let over_dev = DevMount::take_from(&mut spec)?;
     write_spec(&mut spec, &order)?;
-    let pid = build(&order, console.is_some(), confinement)?;
+    let pid = build(&order, console.is_some(), confinement).map_err(|fault| with_directory(fault, &spec))?;
     let terminal = console.map(|listener| console::receive(&listener, owner, order.bundle)).transpose()?;
-    Ok(Created { pid, terminal, not_enforced, below_proc: below_proc(&spec) })
+    Ok(Created { pid, terminal, not_enforced, below_proc: below_proc(&spec), over_dev })
 }
 
 fn below_proc(spec: &oci::Spec) -> Option<Vec<PathBuf>> {
@@ -122,7 +131,9 @@ fn write_spec(spec: &mut oci::Spec, order: &Order<'_>) -> Result<()> {
 }
 
 fn build(order: &Order<'_>, console: bool, confinement: Confinement) -> Result<i32> {
-    let failed = |error: &dyn Error| Fault::new(wire::ErrorKind::Internal, chain(error));
+    let notes = Notes::new()?;
+    let confined = confinement.is_early();
+    let failed = |error: &dyn Error| failure(error, &notes, confined);
     let (report, supervisor) = (order.start_report.as_raw_fd(), order.supervisor.as_raw_fd());
     let program = Program { report, supervisor, confinement };
     let mut builder = ContainerBuilder::new(order.id.to_owned(), SyscallType::default())
@@ -137,8 +148,9 @@ fn build(order: &Order<'_>, console: bool, confinement: Confinement) -> Result<i
     if console {
         builder = builder.with_console_socket(Some(order.bundle.join(console::CONSOLE_SOCKET)));
     }
-    let container =
-        builder.as_init(order.state).with_systemd(false).as_sibling(true).build().map_err(|error| failed(&error))?;
+    let container = notes
+        .taken(|| builder.as_init(order.state).with_systemd(false).as_sibling(true).build())
+        .map_err(|error| failed(&error))?;
     container.pid().map(nix::unistd::Pid::as_raw).ok_or_else(|| Fault::state("the container has no process"))
 }
 
@@ -170,6 +182,29 @@ pub fn give_pipes_to((uid, gid): (Uid, Gid), streams: &[OwnedFd; 3]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// What the runtime noted first says which file or call it was.
+fn failure(error: &dyn Error, notes: &Notes, confined: bool) -> Fault {
+    let chain = chain(error);
+    if confined && chain.contains(SILENT_END) {
+        let text =
+            "the container's first process ended before its program: its seccomp profile forbids what that takes";
+        return Fault::state(text);
+    }
+    match notes.first() {
+        Some(note) => Fault::state(format!("the container cannot be made: {note}")),
+        None => Fault::new(wire::ErrorKind::Internal, chain),
+    }
+}
+
+/// The one thing of the request's that the runtime's notes do not name.
+fn with_directory(mut fault: Fault, spec: &oci::Spec) -> Fault {
+    let directory = spec.process().as_ref().map(|process| process.cwd().display().to_string()).unwrap_or_default();
+    if fault.message.contains("failed to chdir") {
+        fault.message = format!("the container cannot use its working directory {directory:?}: {}", fault.message);
+    }
+    fault
 }
 
 /// An error with everything below it: libcontainer's own texts rarely say which file or call it was.

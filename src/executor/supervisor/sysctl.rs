@@ -1,7 +1,7 @@
 //! The pod's kernel settings: an exact list of those that belong to a namespace; everything else is refused, for it
 //! would be the machine's (SECURITY.md row 33).
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -37,9 +37,19 @@ enum Owner {
 pub fn apply(spec: &SandboxSpec) -> Result<()> {
     for (name, value) in &spec.sysctls {
         let path = checked_path(name, spec)?;
-        write(&path, value).map_err(Fault::io(format!("cannot set the sysctl {name} to {value:?}")))?;
+        write(&path, value).map_err(|error| refusal(name, value, error))?;
     }
     Ok(())
+}
+
+/// By the kernel: mostly the request's fault.
+fn refusal(name: &str, value: &str, error: io::Error) -> Fault {
+    let text = format!("the kernel does not take {value:?} for the sysctl {name}: {error}");
+    match error.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::NotFound => Fault::invalid(text),
+        io::ErrorKind::PermissionDenied => Fault::state(text + "; it belongs to the machine, not to a pod"),
+        _ => Fault::io(text)(error),
+    }
 }
 
 /// Refuses what is not the pod's own. Answers the path below /proc/sys.

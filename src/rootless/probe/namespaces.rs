@@ -6,10 +6,7 @@ use std::path::Path;
 
 use super::trial::{self, Step};
 use super::{Finding, NodeKind, number, program};
-use crate::rootless::subordinate::{self, IdKind, User};
-
-/// What one image after another asks for; a pod with ids of its own (`hostUsers: false`) asks for as many again.
-const IDS_WANTED: u32 = 65_536;
+use crate::rootless::subordinate::{self, IDS_WANTED, IdKind, SubordinateError, User};
 
 /// Users' and groups'.
 pub fn subordinate_ids() -> Vec<Finding> {
@@ -22,12 +19,16 @@ fn ids_of(user: &User, kind: IdKind) -> Finding {
         IdKind::User => "subordinate uids",
         IdKind::Group => "subordinate gids",
     };
-    let add = format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {}", user.name);
     match subordinate::map(user, kind) {
-        Err(error) => Finding::fail(name, error.to_string(), add),
+        Err(SubordinateError::None { mend, .. }) => Finding::fail(name, format!("none in {}", kind.file()), mend),
+        Err(error) => Finding::fail(name, error.to_string(), format!("sudo editor {}", kind.file())),
         Ok(lines) => match lines.iter().skip(1).map(|line| line.count).sum::<u32>() {
             count if count >= IDS_WANTED => Finding::ok(name, format!("{count} in {}", kind.file())),
-            count => Finding::warn(name, format!("{count}: images with ids above that cannot be unpacked"), add),
+            count => Finding::warn(
+                name,
+                format!("{count}: images with ids above that cannot be unpacked"),
+                subordinate::proposal(user),
+            ),
         },
     }
 }
