@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::process::ExitCode;
 
+use serde::Serialize;
+
 use super::client::{Client, block_on, told};
 use super::ports::ports;
 use super::{Output, Settings, table};
 use crate::proto::cri::{
-    Container, ContainerFilter, ContainerState, ContainerStateValue, ListContainersRequest, ListPodSandboxRequest,
-    PodSandbox,
+    Container, ContainerFilter, ContainerState, ContainerStateValue, ContainerStatusRequest, ListContainersRequest,
+    ListPodSandboxRequest,
 };
 
 /// Arguments of `cricket ps`.
@@ -25,52 +27,96 @@ pub struct Args {
     output: Output,
 }
 
+/// A container, as programs read it.
+#[derive(Debug, Serialize)]
+struct Row {
+    id: String,
+    name: String,
+    pod_id: String,
+    pod: String,
+    image: String,
+    state: &'static str,
+    /// Of one that has exited.
+    exit_code: Option<i32>,
+    ports: Vec<String>,
+    /// Nanoseconds since 1970.
+    created_at: i64,
+    labels: HashMap<String, String>,
+    annotations: HashMap<String, String>,
+}
+
 /// Runs it.
 pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let (mut containers, pods, ports) = block_on(lists(args.all, settings))?;
-    containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
+    let mut rows = block_on(list(args.all, settings))?;
+    rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
     if args.quiet {
-        containers.iter().try_for_each(|container| table::say(&container.id))?;
+        rows.iter().try_for_each(|row| table::say(&row.id))?;
     } else {
         let header = ["CONTAINER", "NAME", "POD", "IMAGE", "STATE", "PORTS", "CREATED"];
-        table::print(args.output, &containers, &header, |container| row(container, &pods, &ports))?;
+        table::print(args.output, &rows, &header, columns)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn lists(
-    all: bool,
-    settings: &Settings,
-) -> anyhow::Result<(Vec<Container>, Vec<PodSandbox>, HashMap<String, String>)> {
+async fn list(all: bool, settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let mut client = Client::connect(settings).await?;
     let running = ContainerStateValue { state: ContainerState::ContainerRunning.into() };
     let filter = (!all).then(|| ContainerFilter { state: Some(running), ..Default::default() });
     let containers = client.runtime.list_containers(ListContainersRequest { filter }).await.map_err(told)?;
     let pods = client.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.map_err(told)?;
+    let named = |pod: crate::proto::cri::PodSandbox| (pod.id, pod.metadata.unwrap_or_default().name);
+    let pods: HashMap<String, String> = pods.into_inner().items.into_iter().map(named).collect();
     let ports = ports(&mut client).await?;
-    Ok((containers.into_inner().containers, pods.into_inner().items, ports))
+    let mut rows = Vec::new();
+    for container in containers.into_inner().containers {
+        let exit_code = match container.state() {
+            ContainerState::ContainerExited => exit_code(&mut client, &container.id).await?,
+            _ => None,
+        };
+        let pod = pods.get(&container.pod_sandbox_id).cloned();
+        let ports = ports.get(&container.pod_sandbox_id).cloned().unwrap_or_default();
+        rows.push(row(container, pod, ports, exit_code));
+    }
+    Ok(rows)
 }
 
-fn row(container: &Container, pods: &[PodSandbox], ports: &HashMap<String, String>) -> Vec<String> {
-    let pod = pods.iter().find(|pod| pod.id == container.pod_sandbox_id).and_then(|pod| pod.metadata.as_ref());
-    let image = container.image.as_ref().map_or("", |image| match image.user_specified_image.as_str() {
-        "" => image.image.as_str(),
-        specified => specified,
-    });
-    let image = if image.starts_with("sha256:") { table::short_id(image) } else { image };
+/// `None`: it was removed meanwhile.
+async fn exit_code(client: &mut Client, id: &str) -> anyhow::Result<Option<i32>> {
+    let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+    match client.runtime.container_status(request).await {
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+        answer => Ok(answer.map_err(told)?.into_inner().status.map(|status| status.exit_code)),
+    }
+}
+
+fn row(container: Container, pod: Option<String>, ports: Vec<String>, exit_code: Option<i32>) -> Row {
+    let image = container.image.clone().unwrap_or_default();
     let state = match container.state() {
         ContainerState::ContainerCreated => "created",
         ContainerState::ContainerRunning => "running",
         ContainerState::ContainerExited => "exited",
         ContainerState::ContainerUnknown => "unknown",
     };
-    vec![
-        table::short_id(&container.id).to_owned(),
-        container.metadata.clone().unwrap_or_default().name,
-        pod.map_or_else(|| table::short_id(&container.pod_sandbox_id).to_owned(), |metadata| metadata.name.clone()),
-        image.to_owned(),
-        state.to_owned(),
-        ports.get(&container.pod_sandbox_id).cloned().unwrap_or_default(),
-        table::ago(container.created_at),
-    ]
+    Row {
+        name: container.metadata.unwrap_or_default().name,
+        pod: pod.unwrap_or_default(),
+        image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
+        state,
+        exit_code,
+        ports,
+        created_at: container.created_at,
+        id: container.id,
+        pod_id: container.pod_sandbox_id,
+        labels: container.labels,
+        annotations: container.annotations,
+    }
+}
+
+fn columns(row: &Row) -> Vec<String> {
+    let image = if row.image.starts_with("sha256:") { table::short_id(&row.image) } else { &row.image };
+    let pod = if row.pod.is_empty() { table::short_id(&row.pod_id) } else { &row.pod };
+    let state = row.exit_code.map_or_else(|| row.state.to_owned(), |code| format!("{} ({code})", row.state));
+    let created = table::ago(row.created_at);
+    let text = [table::short_id(&row.id), &row.name, pod, image, &state, &row.ports.join(", "), &created];
+    text.map(str::to_owned).into()
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::node::{DEMO, Node, fail, succeed, text};
+use crate::node::{DEMO, Node, eventually, fail, succeed, text};
 
 fn json(output: &std::process::Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
@@ -28,6 +28,25 @@ async fn run_ends_with_the_status_of_the_container() {
     let containers = json(&succeed(&mut node.cricket(["ps", "--output", "json"])));
     let pods = json(&succeed(&mut node.cricket(["pods", "--output", "json"])));
     assert!(containers.is_array() && pods.is_array(), "{containers} {pods}");
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn lists_tell_programs_and_people_the_same() {
+    let node = Node::start().await;
+    succeed(&mut node.cricket(["run", "--detach", "--name", "lists", DEMO, "exit", "7"]));
+    let exited = || json(&succeed(&mut node.cricket(["ps", "--all", "--output", "json"])));
+    eventually("the container exits", || (exited()[0]["state"] == "exited").then_some(())).await;
+    let container = exited()[0].clone();
+    assert_eq!((&container["name"], &container["exit_code"]), (&"lists".into(), &7.into()));
+    let table = text(&succeed(&mut node.cricket(["ps", "--all"])).stdout);
+    assert!(table.contains("exited (7)"), "{table}");
+    let pod = json(&succeed(&mut node.cricket(["pods", "--output", "json"])))[0].clone();
+    assert_eq!((&pod["name"], &pod["state"], &pod["id"]), (&"lists".into(), &"ready".into(), &container["pod_id"]));
+    let (_, said) = fail(&mut node.cricket(["run", "--name", "lists", DEMO]));
+    assert!(said.contains("has the name lists already"), "{said}");
+    succeed(&mut node.cricket(["rm", "lists"]));
+    assert_eq!(exited(), serde_json::json!([]));
     node.stop_and_account().await;
 }
 

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{Client, block_on, told};
@@ -89,6 +89,9 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
 async fn start(args: Args, settings: &Settings) -> anyhow::Result<u8> {
     let plan = request::Plan::new(&args)?;
     let mut client = Client::connect(settings).await?;
+    if let Some(name) = &args.name {
+        check_free(&mut client, name).await?;
+    }
     ensure_image(&mut client, &args.image).await?;
     let node = client.cricket.node(crate::proto::cricket::NodeRequest {}).await.map_err(told)?.into_inner();
     let mut pod = Pod { log_directory: plan.log_directory(Path::new(&node.log_directory)), id: None };
@@ -105,6 +108,18 @@ async fn start(args: Args, settings: &Settings) -> anyhow::Result<u8> {
     let status = result?;
     removed?;
     Ok(status)
+}
+
+/// A name that a person gave means one pod.
+async fn check_free(client: &mut Client, name: &str) -> anyhow::Result<()> {
+    let pods = client.runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await.map_err(told)?;
+    let has_it = |pod: &cri::PodSandbox| {
+        pod.metadata.as_ref().is_some_and(|metadata| metadata.name == name && metadata.namespace == request::NAMESPACE)
+    };
+    match pods.into_inner().items.iter().find(|pod| has_it(pod)) {
+        Some(pod) => bail!("pod {} has the name {name} already: `cricket rm {name}` first, or give another", pod.id),
+        None => Ok(()),
+    }
 }
 
 /// Pulls the image if it is not here.

@@ -14,7 +14,7 @@ use crate::store::PodId;
 pub const LOG_FILE: &str = "container.log";
 
 /// Pods of the command line live here, apart from those of a kubelet.
-const NAMESPACE: &str = "cricket";
+pub const NAMESPACE: &str = "cricket";
 
 /// Longest name: a label of DNS, because it becomes the host name.
 const NAME_LIMIT: usize = 63;
