@@ -209,13 +209,22 @@ pub(crate) fn source(path: &str, destination: &Path) -> Result<PathBuf, PodError
             destination.display()
         ))
     };
-    match fs::canonicalize(&clean) {
+    let real = match fs::canonicalize(&clean) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             fs::create_dir_all(&clean).map_err(refused)?;
             fs::canonicalize(&clean).map_err(refused)
         }
         other => other.map_err(refused),
+    }?;
+    if real.starts_with(Path::new("/proc").join(std::process::id().to_string())) {
+        let text = format!(
+            "the source {} of the mount at {} is the runtime's own process, not the container's: mount /proc, or name a process",
+            clean.display(),
+            destination.display()
+        );
+        return Err(PodError::invalid(text));
     }
+    Ok(real)
 }
 
 /// Private has to be said as well: what is bound is a slave of the node's mount.
@@ -292,6 +301,8 @@ mod tests {
             wish("/data", ""),
             wish("/data", "relative"),
             wish("/data", "/tmp/../etc"),
+            wish("/data", "/proc/self"),
+            wish("/data", "/proc/self/ns"),
             writable,
             through_a_file,
         ] {
