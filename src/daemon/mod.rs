@@ -9,6 +9,7 @@
 //! Joining a user namespace asks for a process with one thread, so all of the first line happens before tokio.
 //! A panic in a handler is one failed call and a line in the log ([`unwind`]).
 
+mod deadline;
 mod directories;
 mod logging;
 mod network;

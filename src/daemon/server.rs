@@ -7,6 +7,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+use super::deadline::Deadlines;
 use super::socket::Connection;
 use super::unwind::CatchPanics;
 use crate::cri::Services;
@@ -50,6 +51,7 @@ pub async fn serve(
         .http2_max_local_error_reset_streams(Some(RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(Deadlines)
         .layer(CatchPanics)
         .add_service(sized!(RuntimeServiceServer))
         .add_service(sized!(ImageServiceServer))
