@@ -18,12 +18,13 @@ use serde::{Deserialize, Serialize};
 use super::config;
 use super::digest::{Algorithm, Digest};
 use super::hasher::digest_of;
-use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory};
+use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory, reach};
 use super::lookup;
 use super::manifest::CONFIG_BYTES_MAX;
 use super::pins::Pins;
 use super::{Image, ImageError, ImageErrorKind};
 use crate::store;
+use crate::sys::crash::Point;
 
 /// Layout of an image's record.
 const VERSION: u32 = 1;
@@ -164,6 +165,7 @@ impl Store {
         add_names(&mut record.repo_digests, &names.repo_digests);
         let held = hold(config_bytes, &record, &self.shared.layers, &self.shared.pins)?;
         write_bytes(&self.config_path(&id), config_bytes)?;
+        reach(Point::ImageConfig)?;
         if let Err(error) = store::write(&self.record_path(&id), &record) {
             if !self.index().images.contains_key(&id) {
                 // Without a record beside it the config means nothing; the next open removes it too.
@@ -173,6 +175,7 @@ impl Store {
         }
         let image = held.image.clone();
         self.index_mut().images.insert(id.clone(), held);
+        reach(Point::ImageRecorded)?;
         // A tag names one image: the one that came last.
         self.take_tags(&id, &names.repo_tags)?;
         Ok(image)
@@ -220,24 +223,32 @@ impl Store {
     /// layers are out of the store when it returns, and what is returned removes their files when it is dropped.
     pub fn remove(&self, name: &str) -> Result<(bool, Vec<Temporary>), ImageError> {
         let writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(image) = self.find(name)? else { return Ok((false, Vec::new())) };
+        let Some(image) = self.find(name)? else {
+            drop(writing);
+            // A removal that was cut short may have left its layers.
+            return Ok((false, self.collect()));
+        };
         if image.pinned {
             let message = format!("{name} is pinned by the configuration: take it out of images.pinned first");
             return Err(ImageError::new(ImageErrorKind::Busy, message));
         }
         self.forget(&image)?;
         drop(writing);
-        Ok((true, self.collect()))
+        let gone = self.collect();
+        reach(Point::ImageCollected)?;
+        Ok((true, gone))
     }
 
     /// With `writing` held.
     fn forget(&self, image: &Image) -> Result<(), ImageError> {
         let id: Digest = image.id.parse().map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("{e}")))?;
         store::remove(&self.record_path(&id))?;
-        self.index_mut().images.remove(&id);
-        // Without a record beside it the config means nothing, whether it goes now or not.
+        reach(Point::ImageForgotten)?;
         store::remove(&self.config_path(&id))?;
-        super::layers::sync_directory(&self.shared.images)
+        super::layers::sync_directory(&self.shared.images)?;
+        // Last, so that after an error the same removal finds it and goes on.
+        self.index_mut().images.remove(&id);
+        Ok(())
     }
 
     /// Removes every image that no snapshot stands on and that is not pinned; unless `all`, only those without a name.

@@ -72,6 +72,7 @@ use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::rootless::Node;
 use crate::store::PodId;
+use crate::sys::crash::Point;
 
 pub use error::{PodError, PodErrorKind};
 pub use network::PodNetworks;
@@ -147,6 +148,7 @@ impl Pods {
             Err(_) => Err(PodError::internal("the daemon is shutting down")),
         };
         result.map_err(|e| e.of(&whom))?;
+        context::pass(Point::PodAnswered).await?;
         slot.answered.mark();
         Ok(slot.id.to_string())
     }
@@ -239,6 +241,7 @@ impl Pods {
         let answer = self.ask(&slot, Wish::Create(name), Detail::Create(Box::new(config))).await;
         match answer.ok_or_else(|| PodError::not_found("pod", pod_id))?? {
             Answer::Container(id, answered) => {
+                context::pass(Point::ContainerAnswered).await?;
                 answered.mark();
                 Ok(id.to_string())
             }
@@ -380,7 +383,8 @@ impl Pods {
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), PodError> {
         let place = self.place(id)?;
         let container_id = place.container.record.id.to_string();
-        Ok(place.supervisor.call(Op::ReopenLog(wire::ReopenLog { container_id })).await?)
+        place.supervisor.call(Op::ReopenLog(wire::ReopenLog { container_id })).await?;
+        context::pass(Point::LogReopened).await
     }
 
     /// Checks that an exec or attach may begin (the container runs) before a URL is given out; answers the full id.

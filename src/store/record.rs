@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::sys::crash::{self, Point};
+
 /// Largest record that is read; a larger file is not one of ours.
 const RECORD_LIMIT_BYTES: u64 = 16 << 20;
 
@@ -80,7 +82,9 @@ fn write_then_rename(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<(), 
         .map_err(RecordError::io(temporary, "create"))?;
     file.write_all(bytes).map_err(RecordError::io(temporary, "write"))?;
     file.sync_data().map_err(RecordError::io(temporary, "sync"))?;
+    crash::reach(Point::RecordWritten).map_err(RecordError::io(temporary, "write"))?;
     fs::rename(temporary, path).map_err(RecordError::io(path, "rename into place"))?;
+    crash::reach(Point::RecordRenamed).map_err(RecordError::io(path, "sync"))?;
     sync_parent(path)
 }
 

@@ -8,9 +8,11 @@ mod node;
 
 mod bad_images;
 mod bad_requests;
+mod cancelled;
 mod cni;
 mod command_line;
 mod containers;
+mod crash;
 mod crictl;
 mod daemon_killed;
 mod disk_full;
@@ -25,5 +27,6 @@ mod mounts;
 mod options;
 mod pod_network;
 mod processes;
+mod races;
 mod stats;
 mod supervisor_killed;
