@@ -75,6 +75,8 @@ struct Shared {
     images: PathBuf,
     layers: LayerStore,
     pins: Pins,
+    /// There are images of a later release, whose layers are not known.
+    keep_layers: bool,
     index: RwLock<Index>,
     /// Held by whoever changes records of images, or collects layers.
     writing: Mutex<()>,
@@ -108,7 +110,7 @@ impl Store {
         let images = root.join("images");
         make_directory(&images)?;
         let layers = LayerStore::open(root.join("layers"), in_user_namespace)?;
-        let mut found = Vec::new();
+        let (mut found, mut keep_layers) = (Vec::new(), false);
         for entry in std::fs::read_dir(&images).map_err(io_error("read", &images))? {
             let path = entry.map_err(io_error("read", &images))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -117,11 +119,15 @@ impl Store {
             }
             match read_image(&path, &layers, &pins) {
                 Ok((id, held)) => found.push((written_at(&path), id, held)),
+                Err(e) if is_newer(&path) => {
+                    tracing::warn!("image {} is not used, and no layer is removed: {e}", path.display());
+                    keep_layers = true;
+                }
                 Err(e) => tracing::warn!("image {} is not used, pull it again: {e}", path.display()),
             }
         }
         let index = Index { images: with_names_once(found), snapshots: HashMap::new() };
-        let shared = Shared { images, layers, pins, index: RwLock::new(index), writing: Mutex::new(()) };
+        let shared = Shared { images, layers, pins, keep_layers, index: RwLock::new(index), writing: Mutex::new(()) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -304,6 +310,9 @@ impl Store {
     }
 
     fn collect_where(&self, may_go: impl Fn(&Digest) -> bool) -> Vec<Temporary> {
+        if self.shared.keep_layers {
+            return Vec::new();
+        }
         let _writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
         // Held until the layers are out: a snapshot that is made now finds its layers in use, or gone.
         let index = self.index_mut();
@@ -360,14 +369,14 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 fn read_image(path: &Path, layers: &LayerStore, pins: &Pins) -> Result<(Digest, Held), ImageError> {
-    let record: ImageRecord = store::read(path)?;
-    let internal = |text: String| ImageError::new(ImageErrorKind::Internal, text);
-    if record.version != VERSION {
-        return Err(internal(format!("its record has the version {}, and {VERSION} is known", record.version)));
-    }
+    let record: ImageRecord = store::read_known(path, VERSION)?;
     let config = read_config(&path.with_extension("config"), &record.id)?;
     let held = hold(&config, &record, layers, pins)?;
     Ok((record.id, held))
+}
+
+fn is_newer(path: &Path) -> bool {
+    store::read_known::<serde::de::IgnoredAny>(path, VERSION).is_err_and(|error| error.is_newer())
 }
 
 fn read_config(path: &Path, id: &Digest) -> Result<Vec<u8>, ImageError> {

@@ -15,6 +15,7 @@ mod containers;
 mod crash;
 mod crictl;
 mod daemon_killed;
+mod damaged_records;
 mod disk_full;
 mod handlers;
 mod host_ports;

@@ -263,7 +263,9 @@ impl Snapshots {
     /// Removes every snapshot that is not in `keep`; goes on after an error, and gives the first.
     pub fn retain(&self, keep: &HashSet<String>) -> Result<(), ImageError> {
         let mut result = Ok(());
-        for key in self.keys()?.into_iter().filter(|key| !keep.contains(key)) {
+        let kept =
+            |key: &String| keep.contains(key) || key.split_once('.').is_some_and(|(owner, _)| keep.contains(owner));
+        for key in self.keys()?.into_iter().filter(|key| !kept(key)) {
             result = result.and(self.remove(&key));
         }
         result
