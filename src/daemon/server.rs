@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use super::socket::Connection;
-use super::unwind::CatchPanics;
+use super::unwind::{CatchPanics, UnderWay};
 use crate::cri::Services;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
@@ -35,6 +35,7 @@ pub async fn serve(
     connections: impl Stream<Item = io::Result<Connection>> + Send,
     services: Services,
     closing: CancellationToken,
+    under_way: UnderWay,
 ) -> Result<(), tonic::transport::Error> {
     macro_rules! sized {
         ($server:ident) => {
@@ -50,7 +51,7 @@ pub async fn serve(
         .http2_max_local_error_reset_streams(Some(RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(CatchPanics)
+        .layer(CatchPanics(under_way))
         .add_service(sized!(RuntimeServiceServer))
         .add_service(sized!(ImageServiceServer))
         .add_service(sized!(CricketServer))

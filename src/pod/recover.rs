@@ -183,7 +183,8 @@ async fn revive(context: Arc<Context>, found: Found) {
     if !found.pod.stopped && found.pod.boot_id == context.facts.boot_id {
         match Supervisor::connect(&context.layout.pod_state(&id)).await {
             Ok((connection, hello)) => {
-                let known: HashSet<String> = found.containers.iter().map(|(_, c)| c.id.to_string()).collect();
+                let ours = found.containers.iter().map(|(_, c)| &c.id).chain(&found.foreign);
+                let known: HashSet<String> = ours.map(ContainerId::to_string).collect();
                 end_unknown_containers(&connection, &hello, &known).await;
                 states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
                 context.networks.adopt(&found.pod, &connection).await;

@@ -174,6 +174,12 @@ impl Node {
         self.daemon.as_mut().is_some_and(|daemon| daemon.try_wait().expect("our child").is_some())
     }
 
+    /// SIGTERM, as systemd sends it.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(self.daemon.as_ref().expect("a daemon was started"));
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
+    }
+
     /// Waits for the end of a daemon that dies by itself.
     pub async fn wait_for_death(&mut self) {
         let mut daemon = self.daemon.take().expect("a daemon was started");
