@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 pub mod check;
 mod client;
+pub mod debug;
 pub mod enter;
 pub mod exec;
 pub mod forward;
@@ -77,6 +78,8 @@ pub enum Command {
     Exec(exec::Args),
     /// Stop and remove pods or containers
     Rm(rm::Args),
+    /// Gather what a bug report needs
+    Debug(debug::Args),
     /// Print the version of the command line and of the daemon
     Version(version::Args),
     /// Hold the node's namespaces (started by `serve`)
@@ -107,6 +110,7 @@ impl Cli {
             Command::Logs(args) => logs::run(args, settings),
             Command::Exec(args) => exec::run(args, settings),
             Command::Rm(args) => rm::run(args, settings),
+            Command::Debug(args) => debug::run(args, settings),
             Command::Version(args) => version::run(args, settings),
             Command::Node(args) => node::run(args, settings),
             Command::Forward(args) => forward::run(args, settings),

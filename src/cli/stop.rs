@@ -1,5 +1,5 @@
 //! `cricket stop`: ends the daemon, and then the node unless pods run in it; with `--pods`, the pods and whatever else
-//! runs in the node. The way out goes with the node. Ending what has ended is no error. Mounts and networks go with their
+//! runs in the node: containers first, each by its own stop signal while the daemon is there to send it, then the pods. The way out goes with the node. Ending what has ended is no error. Mounts and networks go with their
 //! namespaces.
 
 use std::os::unix::fs::FileTypeExt;
@@ -10,11 +10,13 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::Settings;
+use super::client::{Client, told};
 use crate::config::Config;
 use crate::executor::client::Supervisor;
 use crate::executor::leftovers;
 use crate::network::outbound::Outbound;
 use crate::network::ports;
+use crate::proto::cri;
 use crate::proto::supervisor::{Shutdown, request::Op};
 use crate::rootless::{NodeRecord, cgroups};
 use crate::store::Lock;
@@ -45,9 +47,10 @@ pub struct Args {
 pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     let config = settings.load()?;
     let mut said = Vec::new();
+    let stopped = if args.pods { stop_by_daemon(&config, settings)? } else { 0 };
     said.extend(end_daemon(&config)?);
     let pods = living_pods(&config.state)?;
-    let pods_left = pods.len();
+    let pods_left = pods.len() + stopped;
     match (args.pods, pods_left) {
         (_, 0) => {}
         (true, count) => said.push(format!("ended {count} pod(s)")),
@@ -66,6 +69,35 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     }
     said.iter().try_for_each(|line| super::table::say(line))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the daemon, if one answers, to stop every pod; answers how many it stopped. What it cannot is done without it.
+fn stop_by_daemon(config: &Config, settings: &Settings) -> anyhow::Result<usize> {
+    if Lock::holder(&config.root)?.is_none() {
+        return Ok(0);
+    }
+    let work = async {
+        let mut client = Client::connect(settings).await?;
+        let all = cri::ListContainersRequest::default();
+        let containers = client.runtime.list_containers(all).await.map_err(told)?.into_inner().containers;
+        let stops = containers.into_iter().map(|container| {
+            let (container_id, mut runtime) = (container.id, client.runtime.clone());
+            let request = cri::StopContainerRequest { container_id, timeout: PODS_GRACE.as_secs() as i64 };
+            async move { runtime.stop_container(request).await }
+        });
+        futures_util::future::join_all(stops).await;
+        let all = cri::ListPodSandboxRequest::default();
+        let pods = client.runtime.list_pod_sandbox(all).await.map_err(told)?.into_inner().items;
+        let ready = pods.into_iter().filter(|pod| pod.state() == cri::PodSandboxState::SandboxReady);
+        let stops = ready.map(|pod| {
+            let mut runtime = client.runtime.clone();
+            async move { runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id }).await }
+        });
+        let stopped = futures_util::future::join_all(stops).await;
+        anyhow::Ok(stopped.iter().filter(|answer| answer.is_ok()).count())
+    };
+    let done = block_on(tokio::time::timeout(PODS_PATIENCE, work))?;
+    Ok(done.ok().and_then(Result::ok).unwrap_or(0))
 }
 
 fn end_daemon(config: &Config) -> anyhow::Result<Option<String>> {

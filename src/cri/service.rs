@@ -1,9 +1,11 @@
 //! The three gRPC services: each RPC is given to the handler that bears its name.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tonic::codegen::BoxStream;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use super::{Services, container, cricket, image, runtime, sandbox, status};
 use crate::proto::cri;
@@ -16,8 +18,11 @@ macro_rules! service {
         impl $service for Services {
             $(async fn $rpc(&self, request: Request<$request>) -> Result<Response<$answer>, Status> {
                 let begun = Instant::now();
-                let result = $folder::$rpc(self, request.into_inner()).await;
-                self.finish(stringify!($rpc), begun, result)
+                let call = async {
+                    let result = $folder::$rpc(self, request.into_inner()).await;
+                    self.finish(stringify!($rpc), begun, result)
+                };
+                call.instrument(span(stringify!($rpc))).await
             })*
         }
     };
@@ -86,13 +91,19 @@ service!(own::cricket_server::Cricket {
     ports(own::PortsRequest) -> own::PortsResponse = cricket;
 });
 
+/// Around all that is logged for a call, also by the work that it begins: the number is no other call's of this daemon.
+fn span(rpc: &'static str) -> tracing::Span {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    tracing::info_span!("call", id = NEXT.fetch_add(1, Ordering::Relaxed), rpc)
+}
+
 impl Services {
     /// Logs how a call ended, once; a client's own mistakes only when asked for. Tells the observer.
     fn finish<T>(&self, rpc: &'static str, begun: Instant, result: Result<T, Status>) -> Result<Response<T>, Status> {
         match &result {
-            Ok(_) => tracing::trace!(rpc, "answered"),
-            Err(e) if status::is_our_fault(e.code()) => tracing::error!(rpc, code = ?e.code(), "{}", e.message()),
-            Err(e) => tracing::debug!(rpc, code = ?e.code(), "{}", e.message()),
+            Ok(_) => tracing::trace!("answered"),
+            Err(e) if status::is_our_fault(e.code()) => tracing::error!(code = ?e.code(), "{}", e.message()),
+            Err(e) => tracing::debug!(code = ?e.code(), "{}", e.message()),
         }
         if let Some(observer) = self.shared.observer.get() {
             let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);

@@ -3,7 +3,7 @@
 //! ```text
 //! one thread:  directories -> lock -> socket (bound: clients may connect and wait) -> join the node
 //! then tokio:  serve (Status: not ready) -> images -> template -> network -> pods (recovery) -> streaming -> ready
-//! SIGTERM:     no new calls -> calls under way end, or DRAIN_TIMEOUT passes -> exit; pods run on
+//! SIGTERM:     no new calls -> calls under way end, or DRAIN_TIMEOUT passes -> exit; pods run on, silent clients are left
 //! ```
 //!
 //! Joining a user namespace asks for a process with one thread, so all of the first line happens before tokio.
@@ -39,6 +39,7 @@ use crate::streaming::StreamingError;
 use crate::sys;
 
 use socket::Socket;
+use unwind::UnderWay;
 
 /// Threads that drive the gRPC services; the work is elsewhere.
 const WORKER_THREADS: usize = 2;
@@ -48,6 +49,9 @@ const BLOCKING_THREADS: usize = 16;
 
 /// Calls under way may end for so long after SIGTERM.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Between the last call's end and the daemon's, for connections to close in order: a client may be silent for ever.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// Why the daemon could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +149,8 @@ async fn run(facts: Facts, socket: &Socket) -> Result<(), DaemonError> {
     if facts.config.metrics_address.is_some() {
         services.observe(Arc::new(observer::Observer(calls.clone())));
     }
-    let server = server::serve(socket.connections()?, services.clone(), closing.clone());
+    let under_way = UnderWay::default();
+    let server = server::serve(socket.connections()?, services.clone(), closing.clone(), under_way.clone());
     tokio::pin!(server);
     let start = async {
         let backend = start::open(&facts, &calls, closing.clone()).await?;
@@ -160,8 +165,16 @@ async fn run(facts: Facts, socket: &Socket) -> Result<(), DaemonError> {
     }
     shutdown::tell_stopping();
     closing.cancel();
-    if tokio::time::timeout(DRAIN_TIMEOUT, server).await.is_err() {
-        tracing::warn!("calls were still under way after {DRAIN_TIMEOUT:?}: their clients will ask again");
+    let calm = async {
+        under_way.none().await;
+        tokio::time::sleep(FAREWELL).await;
+    };
+    tokio::select! {
+        _ = server => {}
+        () = calm => {}
+        () = tokio::time::sleep(DRAIN_TIMEOUT) => {
+            tracing::warn!("calls were still under way after {DRAIN_TIMEOUT:?}: their clients will ask again");
+        }
     }
     tracing::info!("stopped; pods run on");
     Ok(())

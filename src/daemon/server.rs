@@ -9,7 +9,7 @@ use tonic::transport::Server;
 
 use super::deadline::Deadlines;
 use super::socket::Connection;
-use super::unwind::CatchPanics;
+use super::unwind::{CatchPanics, UnderWay};
 use crate::cri::Services;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
@@ -36,6 +36,7 @@ pub async fn serve(
     connections: impl Stream<Item = io::Result<Connection>> + Send,
     services: Services,
     closing: CancellationToken,
+    under_way: UnderWay,
 ) -> Result<(), tonic::transport::Error> {
     macro_rules! sized {
         ($server:ident) => {
@@ -52,7 +53,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(Deadlines)
-        .layer(CatchPanics)
+        .layer(CatchPanics(under_way))
         .add_service(sized!(RuntimeServiceServer))
         .add_service(sized!(ImageServiceServer))
         .add_service(sized!(CricketServer))

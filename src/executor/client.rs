@@ -127,6 +127,12 @@ impl Supervisor {
         Err(ExecutorError::Refused { kind: wire::ErrorKind::FailedPrecondition, message })
     }
 
+    /// How a container stands, as the supervisor knows it; none where it knows no such container.
+    pub async fn state_of(&self, container_id: &str) -> Result<Option<wire::ContainerState>, ExecutorError> {
+        let hello = self.hello().await?;
+        Ok(hello.containers.into_iter().find(|state| state.container_id == container_id))
+    }
+
     /// Of the supervisor, in the node's PID namespace.
     pub fn pid(&self) -> i32 {
         self.pid

@@ -103,6 +103,11 @@ fn read(path: &Path) -> Result<Option<ProcessRecord>, RecordError> {
     match store::read(path) {
         Ok(record) => Ok(Some(record)),
         Err(error) if error.is_not_found() => Ok(None),
+        // Whom it named cannot be known. Of the others nobody is spared for it.
+        Err(error) if error.is_damaged() => {
+            tracing::error!(%error, "a process that may be left of a pod is not known any more");
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

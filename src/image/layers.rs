@@ -22,6 +22,7 @@ use super::unpack::stream::{Claim, Source, Wire, channel, pump};
 use super::unpack::{self, Extent, OpaqueMark};
 use super::{ImageError, ImageErrorKind};
 use crate::store::{self, ContainerId};
+use crate::sys::crash::{self, Point};
 use crate::sys::removal::remove_path;
 
 /// Layout of `layer.json`.
@@ -258,6 +259,7 @@ impl LayerStore {
             plain_bytes,
         };
         store::write(&temporary.path.join(RECORD), &record)?;
+        reach(Point::LayerUnpacked)?;
         self.commit(temporary, diff_id, Layer { extent, plain_bytes, damaged: false, touched: 0 })
     }
 
@@ -279,6 +281,7 @@ impl LayerStore {
         layer.touched = touched;
         table.layers.insert(diff_id.clone(), layer);
         drop(table);
+        reach(Point::LayerInPlace)?;
         sync_directory(&self.shared.directory)
     }
 
@@ -343,6 +346,11 @@ fn make_tree(path: &Path) -> Result<OwnedFd, ImageError> {
     // What a root directory without an entry of its own looks like; independent of our umask.
     rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(|e| io_error("change mode of", path)(e.into()))?;
     Ok(root)
+}
+
+/// Between two steps: nothing, but where a test wishes otherwise.
+pub(super) fn reach(point: Point) -> Result<(), ImageError> {
+    crash::reach(point).map_err(io_error("go on from", Path::new(point.name())))
 }
 
 /// A directory that only we can enter; that it is there is fine.

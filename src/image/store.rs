@@ -18,12 +18,13 @@ use serde::{Deserialize, Serialize};
 use super::config;
 use super::digest::{Algorithm, Digest};
 use super::hasher::digest_of;
-use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory};
+use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory, reach};
 use super::lookup;
 use super::manifest::CONFIG_BYTES_MAX;
 use super::pins::Pins;
 use super::{Image, ImageError, ImageErrorKind};
 use crate::store;
+use crate::sys::crash::Point;
 
 /// Layout of an image's record.
 const VERSION: u32 = 1;
@@ -74,6 +75,8 @@ struct Shared {
     images: PathBuf,
     layers: LayerStore,
     pins: Pins,
+    /// There are images of a later release, whose layers are not known.
+    keep_layers: bool,
     index: RwLock<Index>,
     /// Held by whoever changes records of images, or collects layers.
     writing: Mutex<()>,
@@ -107,7 +110,7 @@ impl Store {
         let images = root.join("images");
         make_directory(&images)?;
         let layers = LayerStore::open(root.join("layers"), in_user_namespace)?;
-        let mut found = Vec::new();
+        let (mut found, mut keep_layers) = (Vec::new(), false);
         for entry in std::fs::read_dir(&images).map_err(io_error("read", &images))? {
             let path = entry.map_err(io_error("read", &images))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -116,11 +119,15 @@ impl Store {
             }
             match read_image(&path, &layers, &pins) {
                 Ok((id, held)) => found.push((written_at(&path), id, held)),
+                Err(e) if is_newer(&path) => {
+                    tracing::warn!("image {} is not used, and no layer is removed: {e}", path.display());
+                    keep_layers = true;
+                }
                 Err(e) => tracing::warn!("image {} is not used, pull it again: {e}", path.display()),
             }
         }
         let index = Index { images: with_names_once(found), snapshots: HashMap::new() };
-        let shared = Shared { images, layers, pins, index: RwLock::new(index), writing: Mutex::new(()) };
+        let shared = Shared { images, layers, pins, keep_layers, index: RwLock::new(index), writing: Mutex::new(()) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -164,6 +171,7 @@ impl Store {
         add_names(&mut record.repo_digests, &names.repo_digests);
         let held = hold(config_bytes, &record, &self.shared.layers, &self.shared.pins)?;
         write_bytes(&self.config_path(&id), config_bytes)?;
+        reach(Point::ImageConfig)?;
         if let Err(error) = store::write(&self.record_path(&id), &record) {
             if !self.index().images.contains_key(&id) {
                 // Without a record beside it the config means nothing; the next open removes it too.
@@ -173,6 +181,7 @@ impl Store {
         }
         let image = held.image.clone();
         self.index_mut().images.insert(id.clone(), held);
+        reach(Point::ImageRecorded)?;
         // A tag names one image: the one that came last.
         self.take_tags(&id, &names.repo_tags)?;
         Ok(image)
@@ -220,24 +229,32 @@ impl Store {
     /// layers are out of the store when it returns, and what is returned removes their files when it is dropped.
     pub fn remove(&self, name: &str) -> Result<(bool, Vec<Temporary>), ImageError> {
         let writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(image) = self.find(name)? else { return Ok((false, Vec::new())) };
+        let Some(image) = self.find(name)? else {
+            drop(writing);
+            // A removal that was cut short may have left its layers.
+            return Ok((false, self.collect()));
+        };
         if image.pinned {
             let message = format!("{name} is pinned by the configuration: take it out of images.pinned first");
             return Err(ImageError::new(ImageErrorKind::Busy, message));
         }
         self.forget(&image)?;
         drop(writing);
-        Ok((true, self.collect()))
+        let gone = self.collect();
+        reach(Point::ImageCollected)?;
+        Ok((true, gone))
     }
 
     /// With `writing` held.
     fn forget(&self, image: &Image) -> Result<(), ImageError> {
         let id: Digest = image.id.parse().map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("{e}")))?;
         store::remove(&self.record_path(&id))?;
-        self.index_mut().images.remove(&id);
-        // Without a record beside it the config means nothing, whether it goes now or not.
+        reach(Point::ImageForgotten)?;
         store::remove(&self.config_path(&id))?;
-        super::layers::sync_directory(&self.shared.images)
+        super::layers::sync_directory(&self.shared.images)?;
+        // Last, so that after an error the same removal finds it and goes on.
+        self.index_mut().images.remove(&id);
+        Ok(())
     }
 
     /// Removes every image that no snapshot stands on and that is not pinned; unless `all`, only those without a name.
@@ -293,6 +310,9 @@ impl Store {
     }
 
     fn collect_where(&self, may_go: impl Fn(&Digest) -> bool) -> Vec<Temporary> {
+        if self.shared.keep_layers {
+            return Vec::new();
+        }
         let _writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
         // Held until the layers are out: a snapshot that is made now finds its layers in use, or gone.
         let index = self.index_mut();
@@ -349,14 +369,14 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 fn read_image(path: &Path, layers: &LayerStore, pins: &Pins) -> Result<(Digest, Held), ImageError> {
-    let record: ImageRecord = store::read(path)?;
-    let internal = |text: String| ImageError::new(ImageErrorKind::Internal, text);
-    if record.version != VERSION {
-        return Err(internal(format!("its record has the version {}, and {VERSION} is known", record.version)));
-    }
+    let record: ImageRecord = store::read_known(path, VERSION)?;
     let config = read_config(&path.with_extension("config"), &record.id)?;
     let held = hold(&config, &record, layers, pins)?;
     Ok((record.id, held))
+}
+
+fn is_newer(path: &Path) -> bool {
+    store::read_known::<serde::de::IgnoredAny>(path, VERSION).is_err_and(|error| error.is_newer())
 }
 
 fn read_config(path: &Path, id: &Digest) -> Result<Vec<u8>, ImageError> {

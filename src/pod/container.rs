@@ -8,12 +8,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::executor::client::{ExecutorError, Supervisor};
-use crate::pod::context::{Context, blocking};
+use crate::pod::context::{Context, blocking, pass};
 use crate::pod::error::{PodError, PodErrorKind};
 use crate::pod::record::ContainerRecord;
 use crate::pod::{paths, volumes};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
+use crate::sys::crash::Point;
 
 /// How long a process may take to be gone after SIGKILL: it may hang in a dead file system.
 pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -21,7 +22,19 @@ pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Lets the created process run.
 pub(crate) async fn start(supervisor: Supervisor, record: Arc<ContainerRecord>) -> Result<(), PodError> {
     let container_id = record.id.to_string();
-    Ok(supervisor.call(Op::StartContainer(wire::StartContainer { container_id })).await?)
+    if let Err(error) = supervisor.call(Op::StartContainer(wire::StartContainer { container_id })).await {
+        let refused = matches!(&error, ExecutorError::Refused { kind: wire::ErrorKind::FailedPrecondition, .. });
+        if !refused || !runs(&supervisor, &record).await {
+            return Err(error.into());
+        }
+    }
+    pass(Point::ContainerStarted).await
+}
+
+/// Started before, by a call whose answer was lost on the way.
+async fn runs(supervisor: &Supervisor, record: &ContainerRecord) -> bool {
+    let state = supervisor.state_of(record.id.as_str()).await;
+    state.is_ok_and(|state| state.is_some_and(|state| state.phase() == wire::ContainerPhase::Running))
 }
 
 /// The stop signal; SIGKILL to all of it when `deadline`, which may be moved, has passed.
@@ -33,11 +46,12 @@ pub(crate) async fn stop(
 ) -> Result<(), PodError> {
     if *deadline.borrow() > Instant::now() {
         signal(&supervisor, &record, record.stop_signal, false).await?;
+        pass(Point::StopSignalled).await?;
         let mut over = ended.clone();
         loop {
             let until = *deadline.borrow_and_update();
             tokio::select! {
-                _ = over.wait_for(|ended| *ended) => return Ok(()),
+                _ = over.wait_for(|ended| *ended) => break,
                 () = sleep_until(until) => break,
                 changed = deadline.changed() => {
                     if changed.is_err() {
@@ -47,7 +61,11 @@ pub(crate) async fn stop(
             }
         }
     }
-    kill(&supervisor, &record, ended).await
+    let over = *ended.borrow();
+    if !over {
+        kill(&supervisor, &record, ended).await?;
+    }
+    pass(Point::ContainerStopped).await
 }
 
 /// SIGKILL to every process of the container, and the wait for its end.
@@ -96,10 +114,13 @@ pub(crate) async fn remove(
         let request = Op::RemoveContainer(wire::RemoveContainer { container_id });
         gone_is_fine(supervisor.call(request).await)?;
     }
+    pass(Point::ContainerForgotten).await?;
     for snapshot in volumes::snapshots(&record.id, &record.config) {
         context.images.remove_snapshot(&snapshot).await?;
     }
+    pass(Point::ContainerUnsnapshot).await?;
     let bundle = context.layout.bundle(&record.pod, &record.id);
     let disk = context.layout.container(&record.pod, &record.id);
-    blocking(move || paths::remove_tree(&bundle).and_then(|()| paths::remove_tree(&disk))).await
+    blocking(move || paths::remove_tree(&bundle).and_then(|()| paths::remove_tree(&disk))).await?;
+    pass(Point::ContainerRemoved).await
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+
 use crate::executor::client::Template;
 use crate::image::Images;
 use crate::pod::error::PodError;
@@ -16,6 +18,7 @@ use crate::pod::stats::Stats;
 use crate::pod::table::Table;
 use crate::proto::{cri, supervisor as wire};
 use crate::rootless::Node;
+use crate::sys::crash::{self, Point};
 
 /// See the module.
 pub(crate) struct Context {
@@ -37,8 +40,25 @@ pub(crate) struct Context {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PodError> + Send + 'static,
 ) -> Result<T, PodError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let span = tracing::Span::current();
+    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
     done.unwrap_or_else(|e| Err(PodError::internal(format!("work of the daemon ended early: {e}"))))
+}
+
+/// A panic in `work` is an error of its own: what it had begun is undone as after any other.
+pub(crate) async fn caught<T>(work: impl Future<Output = Result<T, PodError>>) -> Result<T, PodError> {
+    let done = std::panic::AssertUnwindSafe(work).catch_unwind().await;
+    done.unwrap_or_else(|_| Err(PodError::internal("the work ended by a defect of the daemon: see its log")))
+}
+
+/// Between two steps: nothing, but where a test wishes otherwise.
+pub(crate) async fn pass(point: Point) -> Result<(), PodError> {
+    crash::pass(point).await.map_err(|e| PodError::io(format_args!("go on from {}", point.name()), &e))
+}
+
+/// As [`pass`], where it may block.
+pub(crate) fn reach(point: Point) -> Result<(), PodError> {
+    crash::reach(point).map_err(|e| PodError::io(format_args!("go on from {}", point.name()), &e))
 }
 
 fn namespace_options(config: &cri::PodSandboxConfig) -> Option<&cri::NamespaceOption> {

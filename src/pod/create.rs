@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::executor::client::Supervisor;
 use crate::image::Image;
 use crate::pod::container::KILL_DEADLINE;
-use crate::pod::context::{Context, blocking, container_modes, hostname, text};
+use crate::pod::context::{Context, blocking, caught, container_modes, hostname, pass, text};
 use crate::pod::error::{PodError, quoted};
 use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::spec::{Container, Modes};
@@ -20,6 +20,7 @@ use crate::pod::{args, cdi, cgroup, files, paths, resources, signal};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, ContainerId};
+use crate::sys::crash::Point;
 
 /// For the supervisor's watchdog around libcontainer, which needs some ten milliseconds.
 const CREATE_DEADLINE: Duration = Duration::from_secs(60);
@@ -74,7 +75,7 @@ pub(crate) async fn create(work: Creation) -> Result<ContainerRecord, PodError> 
         let message = format!("there is no image {:?} here: pull it first", quoted(name));
         PodError::new(crate::pod::PodErrorKind::NotFound, message)
     })?;
-    let made = make(&work, image).await;
+    let made = caught(make(&work, image)).await;
     if made.is_err() {
         undo(&work).await;
     }
@@ -84,6 +85,7 @@ pub(crate) async fn create(work: Creation) -> Result<ContainerRecord, PodError> 
 async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord, PodError> {
     // Writable also under a read-only root: mount points are made in it first, then the runtime closes it.
     let snapshot = work.context.images.snapshot(work.id.as_str(), &image, false).await?;
+    pass(Point::ContainerSnapshot).await?;
     let image_volumes = volumes::mount_images(&work.context.images, &work.id, &work.config).await?;
     let mut modes = container_modes(&work.pod.config, &work.config);
     if work.pid_target.as_ref().is_some_and(|target| target.is_nodes) {
@@ -93,8 +95,10 @@ async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord
         let (work, image) = (Arc::clone(work), Arc::clone(&image));
         blocking(move || write_bundle(&work, &image, modes, snapshot.mount, image_volumes)).await?
     };
+    pass(Point::ContainerBundle).await?;
     let request = create_request(work, modes, &bundle);
     let reply = work.supervisor.create_container(request, bundle.rootfs, bundle.volumes).await?;
+    pass(Point::ContainerMade).await?;
     let mut not_enforced = bundle.not_enforced;
     not_enforced.extend(reply.not_enforced);
     for limit in &not_enforced {
@@ -124,6 +128,7 @@ async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord
     };
     let (path, copy) = (work.context.layout.container_record(&work.pod.id, &work.id), record.clone());
     blocking(move || Ok(store::write(&path, &copy)?)).await?;
+    pass(Point::ContainerRecorded).await?;
     Ok(record)
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, timeout};
+use tracing::{Instrument, Span};
 
 use crate::executor::client::Supervisor;
 use crate::pod::container;
@@ -42,6 +43,8 @@ pub(crate) struct Request {
     pub(crate) wish: Wish,
     pub(crate) detail: Detail,
     pub(crate) reply: Reply,
+    /// Of the call, for what its work logs.
+    pub(crate) span: Span,
 }
 
 /// What the work needs beside the wish.
@@ -212,6 +215,7 @@ impl Driver {
     }
 
     fn begin(&mut self, request: Request) {
+        let _call = request.span.entered();
         match (request.wish, request.detail) {
             (Wish::Create(name), Detail::Create(config)) => self.begin_create(name, *config, request.reply),
             (Wish::Start(id), _) => {
@@ -337,7 +341,7 @@ impl Driver {
 
     fn spawn(&mut self, subject: Subject, reply: Reply, work: impl Future<Output = Outcome> + Send + 'static) {
         self.joined.push((subject.clone(), reply));
-        let handle = self.jobs.spawn(work);
+        let handle = self.jobs.spawn(work.in_current_span());
         self.subjects.insert(handle.id(), subject);
     }
 

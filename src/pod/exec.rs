@@ -14,12 +14,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::executor::client::{Stdio, Supervisor};
 use crate::pod::ExecOutput;
+use crate::pod::context;
 use crate::pod::error::{PodError, PodErrorKind};
 use crate::pod::queue::Phase;
 use crate::pod::table::PodSlot;
 use crate::pod::view::{ContainerView, PodView};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
+use crate::sys::crash::Point;
 
 /// Both outputs together: one gRPC answer of 16 MiB holds them with its own bytes (SECURITY row 35).
 const OUTPUT_LIMIT_BYTES: usize = (16 << 20) - 4096;
@@ -168,6 +170,7 @@ pub(crate) async fn exec_sync(
     let stdio = Stdio { stdin: null(false)?, stdout: to_stdout, stderr: to_stderr };
     let mut output = Output::new(stdout, stderr).map_err(|e| PodError::io("read from a pipe", &e))?;
     let (mut running, _) = place.begin(command, Some(stdio)).await?;
+    context::pass(Point::ExecBegun).await?;
     let exit = {
         let work = output.until(running.wait());
         tokio::pin!(work);

@@ -56,9 +56,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tracing::Instrument;
 
 use crate::config::Config;
-use crate::executor::client::Template;
+use crate::executor::client::{Supervisor, Template};
 use crate::image::Images;
 use crate::pod::context::{Context, blocking, whom_pod};
 use crate::pod::driver::{Answer, Detail, Driver, REQUEST_BACKLOG, Request, RunOutcome};
@@ -72,6 +73,7 @@ use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::rootless::Node;
 use crate::store::PodId;
+use crate::sys::crash::Point;
 
 pub use error::{PodError, PodErrorKind};
 pub use network::PodNetworks;
@@ -147,6 +149,7 @@ impl Pods {
             Err(_) => Err(PodError::internal("the daemon is shutting down")),
         };
         result.map_err(|e| e.of(&whom))?;
+        context::pass(Point::PodAnswered).await?;
         slot.answered.mark();
         Ok(slot.id.to_string())
     }
@@ -163,7 +166,8 @@ impl Pods {
             Arc::new(PodSlot::new(id, name.clone(), requests, outcome, answered))
         });
         if let Some((inbox, outcome)) = begun.filter(|_| new) {
-            tokio::spawn(bring_up(Arc::clone(&self.context), Arc::clone(&slot), config, handler, inbox, outcome));
+            let work = sandbox::run(Arc::clone(&self.context), slot.id.clone(), config, handler).in_current_span();
+            tokio::spawn(bring_up(Arc::clone(&self.context), Arc::clone(&slot), work, inbox, outcome));
         }
         let under_way = new || slot.outcome.borrow().is_none();
         (slot, under_way)
@@ -171,7 +175,7 @@ impl Pods {
 
     async fn ask(&self, slot: &PodSlot, wish: Wish, detail: Detail) -> Option<Result<Answer, PodError>> {
         let (reply, answer) = oneshot::channel();
-        slot.requests.send(Request { wish, detail, reply }).await.ok()?;
+        slot.requests.send(Request { wish, detail, reply, span: tracing::Span::current() }).await.ok()?;
         answer.await.ok()
     }
 
@@ -239,6 +243,7 @@ impl Pods {
         let answer = self.ask(&slot, Wish::Create(name), Detail::Create(Box::new(config))).await;
         match answer.ok_or_else(|| PodError::not_found("pod", pod_id))?? {
             Answer::Container(id, answered) => {
+                context::pass(Point::ContainerAnswered).await?;
                 answered.mark();
                 Ok(id.to_string())
             }
@@ -380,7 +385,8 @@ impl Pods {
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), PodError> {
         let place = self.place(id)?;
         let container_id = place.container.record.id.to_string();
-        Ok(place.supervisor.call(Op::ReopenLog(wire::ReopenLog { container_id })).await?)
+        place.supervisor.call(Op::ReopenLog(wire::ReopenLog { container_id })).await?;
+        context::pass(Point::LogReopened).await
     }
 
     /// Checks that an exec or attach may begin (the container runs) before a URL is given out; answers the full id.
@@ -460,14 +466,12 @@ fn gone_is_none<T>(found: Result<T, PodError>) -> Result<Option<T>, PodError> {
 async fn bring_up(
     context: Arc<Context>,
     slot: Arc<PodSlot>,
-    config: cri::PodSandboxConfig,
-    handler: String,
+    work: impl Future<Output = Result<(record::PodRecord, Supervisor), PodError>> + Send + 'static,
     inbox: mpsc::Receiver<Request>,
     outcome: RunOutcome,
 ) {
     // In a task of its own, so that a defect frees the name as an error does.
-    let work = tokio::spawn(sandbox::run(Arc::clone(&context), slot.id.clone(), config, handler));
-    let result = match work.await {
+    let result = match tokio::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(PodError::internal(format!("the work ended by a defect of the daemon: {error}"))),
     };

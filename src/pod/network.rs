@@ -58,7 +58,14 @@ impl PodNetworks {
 
     /// The ranges that a kubelet named since the machine was started.
     pub fn kept_ranges(file: &Path) -> Option<Vec<String>> {
-        store::read::<Ranges>(file).ok().filter(|kept| kept.version == RANGES_VERSION).map(|kept| kept.cidrs)
+        match store::read_known::<Ranges>(file, RANGES_VERSION) {
+            Ok(kept) => Some(kept.cidrs),
+            Err(error) if error.is_not_found() => None,
+            Err(error) => {
+                tracing::error!(%error, "the ranges that the kubelet named are not known: those of the configuration are used");
+                None
+            }
+        }
     }
 
     /// Why pods have no network now.

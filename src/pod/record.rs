@@ -16,11 +16,11 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::network::PodNetwork;
-use crate::pod::error::PodError;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, ContainerId, PodId, RecordError};
 
@@ -143,7 +143,14 @@ impl Layout {
 
     /// Written by the supervisor.
     pub(crate) fn exit_record(&self, pod: &PodId, container: &ContainerId) -> Option<wire::ContainerExit> {
-        store::read(&self.container(pod, container).join("exit.json")).ok()
+        let path = self.container(pod, container).join("exit.json");
+        let error = match read(&path) {
+            Ok(exit) => return exit,
+            Err(error) => error,
+        };
+        let place = store::set_aside(&path).map_or_else(|e| e.to_string(), |place| place.display().to_string());
+        tracing::error!(%container, %error, place, "how a container ended is not known: its record is set aside");
+        None
     }
 
     /// Moves a pod's directory out of the way, with what could not be understood in it.
@@ -155,35 +162,12 @@ impl Layout {
     }
 }
 
-/// Records whose version may be newer than ours.
-pub(crate) trait Versioned: serde::de::DeserializeOwned {
-    /// Of the layout.
-    fn version(&self) -> u32;
-}
-
-impl Versioned for PodRecord {
-    fn version(&self) -> u32 {
-        self.version
-    }
-}
-
-impl Versioned for ContainerRecord {
-    fn version(&self) -> u32 {
-        self.version
-    }
-}
-
-/// Reads a record of this release's layout; `None`: there is none.
-pub(crate) fn read<T: Versioned>(path: &Path) -> Result<Option<T>, PodError> {
-    match store::read::<T>(path) {
-        Ok(record) if record.version() <= VERSION => Ok(Some(record)),
-        Ok(record) => Err(PodError::internal(format!(
-            "record {} is of layout {}, and this release knows {VERSION}: a newer cricket wrote it",
-            path.display(),
-            record.version()
-        ))),
-        Err(error) if RecordError::is_not_found(&error) => Ok(None),
-        Err(error) => Err(error.into()),
+/// Reads a record of this release's layout or an earlier one; `None`: there is none.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
+    match store::read_known(path, VERSION) {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

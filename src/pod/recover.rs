@@ -20,7 +20,7 @@ use crate::pod::table::PodSlot;
 use crate::pod::{files, paths, sandbox, update, volumes};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
-use crate::store::{ContainerId, PodId};
+use crate::store::{ContainerId, PodId, RecordError};
 
 /// Pods that are looked at side by side.
 const PARALLEL: usize = 16;
@@ -30,6 +30,16 @@ struct Found {
     pod: PodRecord,
     name: PodName,
     containers: Vec<(ContainerName, ContainerRecord)>,
+    /// Of a later release: they run on, and are nobody's here.
+    foreign: Vec<ContainerId>,
+}
+
+/// What the disk holds.
+#[derive(Default)]
+struct Scan {
+    found: Vec<Found>,
+    /// Pods of a later release with their containers: left as they are.
+    foreign: Vec<(PodId, Vec<ContainerId>)>,
 }
 
 /// Fills the table.
@@ -38,12 +48,16 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
         let context = Arc::clone(context);
         blocking(move || scan(&context)).await?
     };
-    let known: HashSet<PodId> = scanned.iter().map(|f| f.pod.id.clone()).collect();
+    let Scan { found, foreign } = scanned;
+    let known: HashSet<PodId> =
+        found.iter().map(|f| &f.pod.id).chain(foreign.iter().map(|(id, _)| id)).cloned().collect();
     end_unknown(context, &known).await?;
-    let containers = scanned.iter().flat_map(|f| &f.containers);
-    let keep = containers.flat_map(|(_, c)| volumes::snapshots(&c.id, &c.config)).collect();
+    let containers = found.iter().flat_map(|f| &f.containers);
+    let mut keep: HashSet<String> = containers.flat_map(|(_, c)| volumes::snapshots(&c.id, &c.config)).collect();
+    let theirs = found.iter().flat_map(|f| &f.foreign).chain(foreign.iter().flat_map(|(_, containers)| containers));
+    keep.extend(theirs.map(ContainerId::to_string));
     context.images.retain_snapshots(&keep).await?;
-    let mut rest = scanned.into_iter();
+    let mut rest = found.into_iter();
     let mut tasks = tokio::task::JoinSet::new();
     loop {
         while tasks.len() < PARALLEL
@@ -70,40 +84,67 @@ fn ids<T: std::str::FromStr>(directory: &Path) -> Result<Vec<T>, PodError> {
     Ok(listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
-fn scan(context: &Context) -> Result<Vec<Found>, PodError> {
+fn scan(context: &Context) -> Result<Scan, PodError> {
     let [pods, state, _] = context.layout.roots();
     files::private_directory(pods)?;
     files::private_directory(state)?;
-    let mut found = Vec::new();
+    let mut scan = Scan::default();
     for id in ids::<PodId>(pods)? {
         match scan_pod(context, &id) {
-            Ok(Some(pod)) => found.push(pod),
+            Ok(Some(pod)) => scan.found.push(pod),
             Ok(None) => {
                 tracing::info!(pod = %id, "a pod that was never up is removed");
                 paths::remove_tree(&context.layout.pod(&id))?;
             }
-            Err(error) => match context.layout.set_aside(&id) {
+            Err(Unfit::Newer(error)) => {
+                tracing::error!(pod = %id, %error, "a pod is left as it is");
+                let containers = ids(&context.layout.pod(&id).join("containers"))?;
+                scan.foreign.push((id, containers));
+            }
+            Err(Unfit::Damaged(error)) => match context.layout.set_aside(&id) {
                 Ok(place) => tracing::error!(pod = %id, %error, place = %place.display(), "a pod is set aside"),
                 Err(aside) => tracing::error!(pod = %id, %error, %aside, "a pod is left out"),
             },
         }
     }
-    Ok(found)
+    Ok(scan)
 }
 
-fn scan_pod(context: &Context, id: &PodId) -> Result<Option<Found>, PodError> {
+/// Why a pod cannot be taken over.
+enum Unfit {
+    Newer(RecordError),
+    Damaged(PodError),
+}
+
+impl From<RecordError> for Unfit {
+    fn from(error: RecordError) -> Self {
+        if error.is_newer() { Self::Newer(error) } else { Self::Damaged(error.into()) }
+    }
+}
+
+impl From<PodError> for Unfit {
+    fn from(error: PodError) -> Self {
+        Self::Damaged(error)
+    }
+}
+
+fn scan_pod(context: &Context, id: &PodId) -> Result<Option<Found>, Unfit> {
     let Some(pod) = record::read::<PodRecord>(&context.layout.pod_record(id))? else { return Ok(None) };
     if pod.id != *id {
-        return Err(PodError::internal("the record is another pod's"));
+        return Err(PodError::internal("the record is another pod's").into());
     }
     let name = PodName::of(&pod.config)?;
-    let mut containers = Vec::new();
+    let (mut containers, mut foreign) = (Vec::new(), Vec::new());
     for container in ids::<ContainerId>(&context.layout.pod(id).join("containers"))? {
         match record::read::<ContainerRecord>(&context.layout.container_record(id, &container)) {
             Ok(Some(record)) => containers.push((ContainerName::of(&record.config)?, record)),
             Ok(None) => {
                 tracing::info!(container = %container, "a container that was never made is removed");
                 paths::remove_tree(&context.layout.container(id, &container))?;
+            }
+            Err(error) if error.is_newer() => {
+                tracing::error!(%container, %error, "a container is left as it is");
+                foreign.push(container);
             }
             Err(error) => {
                 let place = context.layout.container(id, &container).with_extension("unreadable");
@@ -112,7 +153,7 @@ fn scan_pod(context: &Context, id: &PodId) -> Result<Option<Found>, PodError> {
             }
         }
     }
-    Ok(Some(Found { pod, name, containers }))
+    Ok(Some(Found { pod, name, containers, foreign }))
 }
 
 /// Pods at run time without a record: their creation was cut short, or the record was set aside.
@@ -142,7 +183,8 @@ async fn revive(context: Arc<Context>, found: Found) {
     if !found.pod.stopped && found.pod.boot_id == context.facts.boot_id {
         match Supervisor::connect(&context.layout.pod_state(&id)).await {
             Ok((connection, hello)) => {
-                let known: HashSet<String> = found.containers.iter().map(|(_, c)| c.id.to_string()).collect();
+                let ours = found.containers.iter().map(|(_, c)| &c.id).chain(&found.foreign);
+                let known: HashSet<String> = ours.map(ContainerId::to_string).collect();
                 end_unknown_containers(&connection, &hello, &known).await;
                 states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
                 context.networks.adopt(&found.pod, &connection).await;

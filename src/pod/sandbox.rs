@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::executor::client::{ExecutorError, Supervisor};
 use crate::executor::leftovers;
-use crate::pod::context::{Context, blocking, hostname, pod_modes, text};
+use crate::pod::context::{Context, blocking, caught, hostname, pass, pod_modes, reach, text};
 use crate::pod::error::{PodError, quoted};
 use crate::pod::events::now;
 use crate::pod::record::{self, ContainerRecord, PodRecord};
@@ -16,6 +16,7 @@ use crate::pod::{cgroup, files, paths, resources, sysctls, volumes};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
+use crate::sys::crash::Point;
 
 /// Size of a pod's /dev/shm, as everywhere.
 const SHM_BYTES: u64 = 64 << 20;
@@ -64,10 +65,14 @@ pub(crate) async fn run(
     config: cri::PodSandboxConfig,
     handler: String,
 ) -> Result<(PodRecord, Supervisor), PodError> {
-    let made = bring_up(&context, &id, config, handler).await;
+    let made = caught(bring_up(&context, &id, config, handler)).await;
     if made.is_err() {
         let (disk, state) = (context.layout.pod(&id), context.layout.pod_state(&id));
-        let removed = blocking(move || paths::remove_tree(&state).and_then(|()| paths::remove_tree(&disk))).await;
+        let remove = move || {
+            leftovers::kill(&state)?;
+            paths::remove_tree(&state).and_then(|()| paths::remove_tree(&disk))
+        };
+        let removed = blocking(remove).await;
         if let Err(error) = removed {
             tracing::warn!(pod = %id, %error, "a pod that failed to start was not wholly removed");
         }
@@ -89,6 +94,7 @@ async fn bring_up(
         let cgroup = cgroup.clone();
         blocking(move || make_directories(&context, &id, &config, cgroup.as_deref())).await?;
     }
+    pass(Point::PodDirectories).await?;
     let supervisor = context.template.spawn(spec).await?;
     let mut record = PodRecord {
         version: record::VERSION,
@@ -102,7 +108,7 @@ async fn bring_up(
         cgroup,
         network: None,
     };
-    if let Err(error) = connect_and_record(context, &mut record, &supervisor).await {
+    if let Err(error) = caught(connect_and_record(context, &mut record, &supervisor)).await {
         end_supervisor(context, &record, Some(&supervisor)).await;
         context.networks.abandon(id).await;
         let _ = blocking(move || {
@@ -120,9 +126,12 @@ async fn connect_and_record(
     record: &mut PodRecord,
     supervisor: &Supervisor,
 ) -> Result<(), PodError> {
+    pass(Point::PodSpawned).await?;
     record.network = context.networks.set_up(record, supervisor).await?;
+    pass(Point::PodConnected).await?;
     let (path, copy) = (context.layout.pod_record(&record.id), record.clone());
-    blocking(move || Ok(store::write(&path, &copy)?)).await
+    blocking(move || Ok(store::write(&path, &copy)?)).await?;
+    pass(Point::PodRecorded).await
 }
 
 fn make_directories(
@@ -172,7 +181,9 @@ fn sandbox_spec(
 /// Ends everything that runs in the pod, and then takes its network away. An error is the network's: nothing runs.
 async fn end(context: &Context, pod: &PodRecord, supervisor: Option<&Supervisor>) -> Result<(), PodError> {
     end_supervisor(context, pod, supervisor).await;
-    context.networks.tear_down(&pod.id).await
+    pass(Point::PodEnded).await?;
+    context.networks.tear_down(&pod.id).await?;
+    pass(Point::PodDisconnected).await
 }
 
 /// Ends everything that runs in the pod. When the supervisor cannot be asked, what it left is found and killed.
@@ -208,8 +219,10 @@ pub(crate) async fn stop(
         paths::remove_tree(&context.layout.pod_state(&pod.id))?;
         // Not stopped yet: whoever asked for it, or the next daemon, takes its network away another time.
         network?;
+        reach(Point::PodCleared)?;
         let stopped = PodRecord { stopped: true, ..(*pod).clone() };
-        stopped_as_recorded(store::write(&context.layout.pod_record(&pod.id), &stopped))
+        stopped_as_recorded(store::write(&context.layout.pod_record(&pod.id), &stopped))?;
+        reach(Point::PodStopped)
     })
     .await
 }
@@ -237,11 +250,13 @@ pub(crate) async fn remove(
     for snapshot in containers.iter().flat_map(|c| volumes::snapshots(&c.id, &c.config)) {
         context.images.remove_snapshot(&snapshot).await?;
     }
+    pass(Point::PodUnsnapshot).await?;
     blocking(move || {
         cgroup::remove(&pod, &containers);
         paths::remove_tree(&context.layout.pod_state(&pod.id))?;
         // The record goes last: until then a restarted daemon knows that there is something to remove.
-        paths::remove_tree(&context.layout.pod(&pod.id))
+        paths::remove_tree(&context.layout.pod(&pod.id))?;
+        reach(Point::PodRemoved)
     })
     .await
 }

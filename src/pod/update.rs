@@ -7,12 +7,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::pod::context::{Context, blocking};
+use crate::pod::context::{Context, blocking, reach};
 use crate::pod::error::PodError;
 use crate::pod::record::{ContainerRecord, PodRecord};
 use crate::pod::{cgroup, limits, resources};
 use crate::proto::cri::{self, LinuxContainerResources};
 use crate::store;
+use crate::sys::crash::Point;
 
 /// What cannot be changed in a process that runs already.
 const SCORE_STAYS: &str =
@@ -36,8 +37,10 @@ pub(crate) async fn container(
     blocking(move || {
         let path = context.layout.container_record(&record.pod, &record.id);
         store::write(&path, &ContainerRecord { pending: Some(wish.clone()), ..(*record).clone() })?;
+        reach(Point::UpdatePending)?;
         match carry_out(&context, &record, directory, &before, &wish) {
             Ok(done) => {
+                reach(Point::UpdateApplied)?;
                 store::write(&path, &done)?;
                 Ok(done)
             }

@@ -22,6 +22,7 @@ use std::time::Duration;
 use super::record::NodeRecord;
 use super::subordinate::{self, IdKind, MapLine, User};
 use super::{Cgroups, Node, NodeKind, RootlessError, cgroups, seal};
+use crate::sys::crash;
 use crate::sys::namespace::Namespace;
 use crate::sys::process::output_within;
 
@@ -119,6 +120,7 @@ fn start(state: &Path, held: &[String]) -> Result<NodeRecord, RootlessError> {
         .env_clear()
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
     command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.envs(crash::inherited());
     if let Ok(base) = cgroups::delegated_base() {
         command.arg("--cgroup").arg(base);
     }

@@ -6,7 +6,9 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,8 @@ use crate::sys::process::{ProcessId, all_pids};
 
 const FILE: &str = "node.json";
 const VERSION: u32 = 1;
+/// Of the node process; see `holder`.
+const NAME: &str = "cricket-node";
 
 /// See the module's header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,21 +37,37 @@ pub struct NodeRecord {
 impl NodeRecord {
     /// Of this process and its namespaces.
     pub fn own(cgroup: Option<PathBuf>) -> io::Result<Self> {
-        let process = ProcessId::own()?;
-        let namespaces = Namespace::ALL
-            .into_iter()
-            .map(|kind| Ok((kind, kind.inode_of(process.pid)?)))
-            .collect::<io::Result<_>>()?;
-        Ok(Self { version: VERSION, process, namespaces, cgroup })
+        Self::of(ProcessId::own()?.pid, cgroup)
     }
 
-    /// What stands in `state`; none where no node was made, or by a newer cricket.
+    /// What stands in `state`; none where no node was made. A damaged record is written anew from the node process that was
+    /// started with this `state`, and set aside where there is none.
     pub fn read(state: &Path) -> Result<Option<Self>, RecordError> {
-        match store::read::<Self>(&state.join(FILE)) {
-            Ok(record) => Ok((record.version == VERSION).then_some(record)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
+        let path = state.join(FILE);
+        let damage = match store::read_known::<Self>(&path, VERSION) {
+            Ok(record) => return Ok(Some(record)),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) if error.is_damaged() => error,
+            Err(error) => return Err(error),
+        };
+        let found = node_processes(state).into_iter().find_map(|(pid, cgroup)| Self::of(pid, cgroup).ok());
+        match &found {
+            Some(record) => {
+                record.write(state)?;
+                tracing::warn!("{damage}: it is written anew, of the node process {}", record.process.pid);
+            }
+            None => {
+                let place = store::set_aside(&path)?;
+                tracing::warn!("{damage}: no node process runs here, and it is set aside as {}", place.display());
+            }
         }
+        Ok(found)
+    }
+
+    fn of(pid: i32, cgroup: Option<PathBuf>) -> io::Result<Self> {
+        let process = ProcessId::of(pid)?;
+        let namespaces = Namespace::ALL.into_iter().map(|kind| Ok((kind, kind.inode_of(pid)?)));
+        Ok(Self { version: VERSION, process, namespaces: namespaces.collect::<io::Result<_>>()?, cgroup })
     }
 
     /// Writes it to `state`.
@@ -89,4 +109,18 @@ impl NodeRecord {
         }
         Ok(found)
     }
+}
+
+/// Processes of this user that were started as `cricket node --state STATE`, with the cgroup that they were given.
+fn node_processes(state: &Path) -> Vec<(i32, Option<PathBuf>)> {
+    let own = std::process::id() as i32;
+    let pids = all_pids().into_iter().flatten().filter(|pid| *pid != own);
+    pids.filter_map(|pid| {
+        let is_node = std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == NAME);
+        let line = is_node.then(|| std::fs::read(format!("/proc/{pid}/cmdline")).ok()).flatten()?;
+        let words: Vec<&OsStr> = line.split(|byte| *byte == 0).map(OsStr::from_bytes).collect();
+        let after = |flag: &str| words.windows(2).find(|pair| pair[0] == flag).map(|pair| PathBuf::from(pair[1]));
+        (after("--state")? == state).then(|| (pid, after("--cgroup")))
+    })
+    .collect()
 }

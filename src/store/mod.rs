@@ -10,4 +10,4 @@ mod record;
 
 pub use id::{ContainerId, IdError, PodId};
 pub use lock::{Lock, LockError};
-pub use record::{RecordError, read, remove, write};
+pub use record::{RecordError, read, read_known, remove, set_aside, write};

@@ -5,8 +5,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::crash::{self, Point};
 
 /// Largest record that is read; a larger file is not one of ours.
 const RECORD_LIMIT_BYTES: u64 = 16 << 20;
@@ -32,6 +34,19 @@ pub enum RecordError {
         /// Where it went wrong.
         source: serde_json::Error,
     },
+    /// Of a layout that only a later release knows.
+    #[error(
+        "record {path} is of layout {version}, and this release knows {known}: a newer cricket wrote it, and it is left as it \
+         is; go on with that release, or end what it belongs to with it"
+    )]
+    Newer {
+        /// The record.
+        path: PathBuf,
+        /// Its layout.
+        version: u64,
+        /// Ours.
+        known: u32,
+    },
     /// Larger than any record of ours.
     #[error("record {path} is larger than {RECORD_LIMIT_BYTES} bytes")]
     TooLarge {
@@ -49,6 +64,16 @@ impl RecordError {
     /// No such record.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// It was written by a later release, and is to be left alone.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, Self::Newer { .. })
+    }
+
+    /// Its bytes are no record: cut short, overwritten, or never ours.
+    pub fn is_damaged(&self) -> bool {
+        matches!(self, Self::Malformed { .. } | Self::TooLarge { .. })
     }
 
     /// The disk is full (space, inodes or quota).
@@ -80,7 +105,9 @@ fn write_then_rename(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<(), 
         .map_err(RecordError::io(temporary, "create"))?;
     file.write_all(bytes).map_err(RecordError::io(temporary, "write"))?;
     file.sync_data().map_err(RecordError::io(temporary, "sync"))?;
+    crash::reach(Point::RecordWritten).map_err(RecordError::io(temporary, "write"))?;
     fs::rename(temporary, path).map_err(RecordError::io(path, "rename into place"))?;
+    crash::reach(Point::RecordRenamed).map_err(RecordError::io(path, "sync"))?;
     sync_parent(path)
 }
 
@@ -89,8 +116,40 @@ fn sync_parent(path: &Path) -> Result<(), RecordError> {
     File::open(parent).and_then(|dir| dir.sync_data()).map_err(RecordError::io(parent, "sync"))
 }
 
-/// Reads the record `path`.
+/// What every layout has.
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default)]
+    version: u64,
+}
+
+/// Reads the record `path`, whatever its layout.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+    let bytes = read_bytes(path)?;
+    serde_json::from_slice(&bytes).map_err(|source| RecordError::Malformed { path: path.to_owned(), source })
+}
+
+/// Reads the record `path`, whose layout is `known` or an earlier one; a later one is an error of its own, also where its
+/// fields are not ours.
+pub fn read_known<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T, RecordError> {
+    let bytes = read_bytes(path)?;
+    let malformed = |source| RecordError::Malformed { path: path.to_owned(), source };
+    let Versioned { version } = serde_json::from_slice(&bytes).map_err(malformed)?;
+    if version > known.into() {
+        return Err(RecordError::Newer { path: path.to_owned(), version, known });
+    }
+    serde_json::from_slice(&bytes).map_err(malformed)
+}
+
+/// Moves a damaged record aside, to `NAME.unreadable` beside it, where somebody may look at it; nothing reads it again.
+pub fn set_aside(path: &Path) -> Result<PathBuf, RecordError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".unreadable");
+    let place = path.with_file_name(name);
+    fs::rename(path, &place).map_err(RecordError::io(path, "set aside")).map(|()| place)
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>, RecordError> {
     // NONBLOCK: opening a FIFO must not wait for a writer, or the daemon's start would.
     let file = OpenOptions::new()
         .read(true)
@@ -105,7 +164,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     if bytes.len() as u64 > RECORD_LIMIT_BYTES {
         return Err(RecordError::TooLarge { path: path.to_owned() });
     }
-    serde_json::from_slice(&bytes).map_err(|source| RecordError::Malformed { path: path.to_owned(), source })
+    Ok(bytes)
 }
 
 /// Removes the record `path`; that there is none is fine.
@@ -137,6 +196,29 @@ mod tests {
         fs::write(&path, b"[1, 2").expect("written");
         assert!(matches!(read::<Vec<u32>>(&path), Err(RecordError::Malformed { .. })));
         fs::remove_file(&path).expect("removed");
+    }
+
+    #[test]
+    fn a_later_layout_is_known_by_its_version_whatever_else_it_has() {
+        let path = std::env::temp_dir().join(format!("cricket-later-{}.json", std::process::id()));
+        #[derive(Debug, Deserialize)]
+        struct Known {
+            name: String,
+        }
+        for (text, name) in [(r#"{"name": "a"}"#, "a"), (r#"{"version": 1, "name": "b", "more": 1}"#, "b")] {
+            fs::write(&path, text).expect("written");
+            assert_eq!(read_known::<Known>(&path, 1).expect("read").name, name);
+        }
+        fs::write(&path, r#"{"version": 2, "name": {"first": "c"}}"#).expect("written");
+        let error = read_known::<Known>(&path, 1).expect_err("a later one");
+        assert!(error.is_newer() && error.to_string().contains("newer cricket"), "{error}");
+        for text in ["", "\0\0\0", "[]", "{\"version\": 1}", "{\"version\": -1, \"name\": \"d\"}"] {
+            fs::write(&path, text).expect("written");
+            assert!(read_known::<Known>(&path, 1).expect_err(text).is_damaged(), "{text:?}");
+        }
+        let place = set_aside(&path).expect("set aside");
+        assert!(place.exists() && read_known::<Known>(&path, 1).expect_err("gone").is_not_found());
+        fs::remove_file(place).expect("removed");
     }
 
     #[test]

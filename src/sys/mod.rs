@@ -2,6 +2,7 @@
 
 pub mod async_fd;
 pub mod beneath;
+pub mod crash;
 pub mod descriptors;
 pub mod directory;
 pub mod environment;

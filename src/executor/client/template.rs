@@ -121,6 +121,7 @@ fn start_process(options: &TemplateOptions) -> std::io::Result<Arc<Link>> {
     let mut command = std::process::Command::new(&options.executable);
     // Nothing of our environment: what reads it (a loader, a library) shall find nothing there.
     command.arg("supervise").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    command.envs(crate::sys::crash::inherited());
     join_and_pass(&mut command, &options.namespaces, theirs.as_fd(), TEMPLATE_SOCKET)?;
     let mut child = tokio::process::Command::from(command).spawn()?;
     tokio::spawn(async move {

@@ -24,6 +24,7 @@ use crate::executor::protocol::{self, MESSAGE_LIMIT};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{ContainerPhase, ErrorKind, NamespaceMode, reply};
 use crate::store::ContainerId;
+use crate::sys::crash::{self, Point};
 use crate::sys::fork;
 
 /// Containers that a pod may hold, with those that have exited and are not removed yet.
@@ -196,6 +197,7 @@ impl Pod {
         ProcessRecord::of(reply.pid, container.cgroup.clone())
             .and_then(|record| record.write(&container.bundle.join("process.json")))
             .map_err(Fault::io("cannot record the container's process"))?;
+        crash::reach(Point::SupervisorCreated).map_err(Fault::io("cannot record the container's process"))?;
         if let Some(terminal) = terminal {
             let copy = terminal.try_clone().map_err(Fault::io("cannot use the container's terminal"))?;
             container

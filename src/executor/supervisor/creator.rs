@@ -18,6 +18,7 @@ use super::{cgroup, preflight, runtime, sandbox, signals, volumes};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{NamespaceMode, reply};
+use crate::sys::crash::{self, Point};
 use crate::sys::descriptors;
 use crate::sys::propagation::{self, Propagation};
 
@@ -61,6 +62,7 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
     sandbox::set_oom_score(job.request.oom_score_adj).map_err(Fault::io("cannot set the container's oom score"))?;
     let rootfs = attach_root(job)?;
     volumes::attach(&job.bundle, &job.volumes)?;
+    crash::reach(Point::CreatorBegun).map_err(Fault::io("cannot call the runtime"))?;
     let made = runtime::create(runtime::Order {
         id: &job.request.container_id,
         bundle: &job.bundle,
@@ -74,6 +76,10 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
         supervisor: job.supervisor,
         filters: Path::new(&job.request.seccomp_store),
     })?;
+    if let Err(error) = crash::reach(Point::CreatorMade) {
+        signal_process(made.pid, Signal::KILL);
+        return Err(Fault::io("cannot go on with what the runtime made")(error));
+    }
     if let Some(directory) = job.cgroup.as_ref().filter(|directory| !cgroup::holds(directory, made.pid)) {
         signal_process(made.pid, Signal::KILL);
         return Err(Fault::state(format!("the container did not get into its cgroup {}", directory.display())));

@@ -18,6 +18,7 @@ use super::signals::Ending;
 use crate::executor::protocol::{self, ProtocolError};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{ErrorKind, NamespaceMode, event, reply};
+use crate::sys::crash::{self, Point};
 use crate::sys::fork;
 
 /// Exec'd processes that a pod may have at a time.
@@ -50,6 +51,7 @@ impl Pod {
             (true, Err(none)) if none.is_empty() => None,
             _ => return Err(Fault::invalid("an exec has three descriptors without a terminal and none with one")),
         };
+        crash::reach(Point::SupervisorExec).map_err(Fault::io("cannot begin a command"))?;
         let container = self.containers.get(&request.container_id);
         let container = container.ok_or_else(|| Fault::not_found(format!("container {}", request.container_id)))?;
         let target = Pid::from_raw(container.pid).filter(|_| container.is_alive());
@@ -75,7 +77,7 @@ impl Pod {
             Ok(joining::prepare(&entry, helper))
         };
         let pid = fork::fork_elsewhere(cgroup.as_ref().map(AsFd::as_fd), enter, |ready| joining::enter(&entry, ready))
-            .map_err(Fault::io("cannot fork into the container's PID namespace"))?;
+            .map_err(|error| not_forked(&container.id, error))?;
         let id = request.exec_id;
         let _ = rustix::io::ioctl_fionbio(&report, true);
         let watched = self.reactor.watch(&report, Source::ExecReport(id.clone()));
@@ -156,6 +158,16 @@ impl Pod {
             signal_process(pid, signal);
         }
         Ok(())
+    }
+}
+
+/// A PID namespace whose first process is ending takes no other, which the kernel calls a lack of memory.
+fn not_forked(id: &str, error: std::io::Error) -> Fault {
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOMEM) => {
+            Fault::state(format!("container {id} takes no process: it is ending ({error})"))
+        }
+        _ => Fault::io(format!("cannot fork into the PID namespace of container {id}"))(error),
     }
 }
 

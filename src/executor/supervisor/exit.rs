@@ -13,6 +13,7 @@ use super::{cgroup, container};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{ContainerPhase, NamespaceMode, event};
 use crate::store;
+use crate::sys::crash::{self, Point};
 
 /// Layout of the record.
 const VERSION: u32 = 1;
@@ -80,9 +81,11 @@ impl Pod {
         let exit = describe(container, ending);
         container.exit = Some(exit.clone());
         let path = self.record_dir.join("containers").join(id).join("exit.json");
+        let _ = crash::reach(Point::SupervisorExited);
         if let Err(error) = store::write(&path, &ExitRecord { version: VERSION, exit: exit.clone() }) {
             eprintln!("the exit of container {id} is only in memory: {error}");
         }
+        let _ = crash::reach(Point::SupervisorExitRecorded);
         self.after_log(id);
         self.tell(event::Event::ContainerExited(exit));
     }

@@ -68,6 +68,10 @@ impl Fault {
 }
 
 fn kind_of(error: &io::Error) -> ErrorKind {
+    // The process that was asked about has ended meanwhile.
+    if error.raw_os_error() == Some(libc::ESRCH) {
+        return ErrorKind::FailedPrecondition;
+    }
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
             ErrorKind::ResourceExhausted

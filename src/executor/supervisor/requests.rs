@@ -13,6 +13,7 @@ use crate::executor::protocol::{PROTOCOL_VERSION, is_compatible};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::proto::supervisor::{ContainerPhase, ErrorKind, reply};
+use crate::sys::crash::{self, Point};
 
 /// Largest terminal side that is set.
 const TERMINAL_SIDE_LIMIT: u32 = u16::MAX as u32;
@@ -107,6 +108,7 @@ impl Pod {
     }
 
     fn reopen_log(&mut self, id: &str) -> Result<()> {
+        crash::reach(Point::SupervisorReopen).map_err(Fault::io("cannot open the log anew"))?;
         let reopened = self.container(id)?.log.reopen();
         self.after_log(id);
         reopened.map_err(|error| Fault::state(error.to_string()))

@@ -21,6 +21,7 @@ use crate::executor::leftovers::ProcessRecord;
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{ErrorKind, NamespaceMode, SandboxSpec};
+use crate::sys::crash::{self, Point};
 use crate::sys::{descriptors, loopback};
 
 /// Directory in STATE_DIR that becomes /dev/shm of the pod's containers.
@@ -83,6 +84,7 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     set_oom_score(spec.oom_score_adj).map_err(Fault::io("cannot set the supervisor's oom score"))?;
     make_namespaces(&spec)?;
     mount_shm(&spec, &state_dir)?;
+    crash::reach(Point::SupervisorNamespaces).map_err(Fault::io("cannot make the pod's namespaces"))?;
     if spec.cgroup.is_empty() {
         cgroup::stand_in()?;
     }
@@ -95,6 +97,7 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
         _ => None,
     };
     record(&state_dir, init)?;
+    crash::reach(Point::SupervisorRecorded).map_err(Fault::io("cannot record the supervisor's process"))?;
     Pod::new(spec, state_dir, record_dir, listener, children, own, init)
 }
 

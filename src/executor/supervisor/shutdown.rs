@@ -6,10 +6,11 @@ use rustix::process::Signal;
 
 use super::connection::{Answer, Requester};
 use super::container::{Container, signal_process};
-use super::fault::Result;
+use super::fault::{Fault, Result};
 use super::pod::Pod;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::ContainerPhase;
+use crate::sys::crash::{self, Point};
 
 /// Longest grace that is granted.
 const GRACE_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -40,6 +41,7 @@ impl Shutdown {
 impl Pod {
     /// Begins, or joins, the pod's end.
     pub(super) fn shut_down(&mut self, asker: Requester, request: &wire::Shutdown) -> Result<()> {
+        crash::reach(Point::SupervisorShutdown).map_err(Fault::io("cannot end the pod"))?;
         let now = Instant::now();
         let grace = Duration::from_millis(request.grace_ms).min(GRACE_LIMIT);
         match &mut self.shutdown {

@@ -11,6 +11,7 @@ use super::runtime;
 use crate::executor::protocol::{self, MESSAGE_LIMIT};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::ContainerPhase;
+use crate::sys::crash::{self, Point};
 
 impl Pod {
     /// Tells a container to go; the answer comes when its program runs.
@@ -19,6 +20,7 @@ impl Pod {
         if container.phase != ContainerPhase::Created {
             return Err(Fault::state(format!("container {id} cannot be started: it is {:?}", container.phase)));
         }
+        crash::reach(Point::SupervisorStart).map_err(Fault::io("cannot start the container"))?;
         let report =
             container.start_report.as_ref().ok_or_else(|| Fault::state("the container was started already"))?;
         rustix::io::ioctl_fionbio(report, true).map_err(Fault::io("cannot use the container's report"))?;

@@ -14,6 +14,7 @@ use super::sandbox::{self, Birth};
 use super::{cgroup, signals};
 use crate::executor::protocol::{self, MESSAGE_LIMIT, ProtocolError};
 use crate::proto::supervisor as wire;
+use crate::sys::crash::{self, Point};
 use crate::sys::{descriptors, environment, fork};
 
 /// The mode bits that new files lack.
@@ -42,6 +43,7 @@ fn prepare(socket: RawFd) -> Result<()> {
     assert_one_thread()?;
     descriptors::close_all_except(&[socket]).map_err(Fault::io("cannot close stray descriptors"))?;
     open_standard_streams()?;
+    let _ = crash::inherited();
     environment::keep_only(ENVIRONMENT);
     rustix::process::umask(UMASK);
     rustix::process::chdir("/").map_err(Fault::io("cannot change to /"))?;
@@ -93,6 +95,9 @@ fn spawn(socket: &OwnedFd, received: protocol::Received<wire::SpawnRequest>) -> 
         Ok(reply) => reply,
         Err(error) => return refuse(socket, id, Fault::io("cannot duplicate a descriptor")(error)),
     };
+    if let Err(error) = crash::reach(Point::TemplateFork) {
+        return refuse(socket, id, Fault::io("cannot fork a supervisor")(error));
+    }
     let birth = Birth { request: id, spec, listener, reply };
     match fork::fork_and_run(cgroup.as_ref().map(AsFd::as_fd), || sandbox::live(birth)) {
         Ok(_) => Ok(()),

@@ -19,10 +19,11 @@ use serde::{Deserialize, Serialize};
 pub use points::MountPoint;
 
 use super::digest::Digest;
-use super::layers::{io_error, make_directory, sync_directory};
+use super::layers::{io_error, make_directory, reach, sync_directory};
 use super::store::Store;
 use super::{Image, ImageError, ImageErrorKind, Snapshot};
 use crate::store::{self, ContainerId};
+use crate::sys::crash::Point;
 use crate::sys::overlay::{Overlay, clone_tree};
 use crate::sys::removal::remove_path;
 use crate::sys::usage::{Usage, of_tree};
@@ -174,6 +175,7 @@ impl Snapshots {
             }
         }
         store::write(&path.join(RECORD), record)?;
+        reach(Point::SnapshotRecorded)?;
         sync_directory(&self.shared.directory)
     }
 
@@ -261,7 +263,9 @@ impl Snapshots {
     /// Removes every snapshot that is not in `keep`; goes on after an error, and gives the first.
     pub fn retain(&self, keep: &HashSet<String>) -> Result<(), ImageError> {
         let mut result = Ok(());
-        for key in self.keys()?.into_iter().filter(|key| !keep.contains(key)) {
+        let kept =
+            |key: &String| keep.contains(key) || key.split_once('.').is_some_and(|(owner, _)| keep.contains(owner));
+        for key in self.keys()?.into_iter().filter(|key| !kept(key)) {
             result = result.and(self.remove(&key));
         }
         result

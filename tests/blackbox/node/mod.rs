@@ -18,6 +18,7 @@ use cri::image_service_client::ImageServiceClient;
 use cri::runtime_service_client::RuntimeServiceClient;
 use cricket::proto::cri;
 use cricket::proto::cricket::{LoadImagesRequest, cricket_client::CricketClient};
+use cricket::sys::crash::{self, Point};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
@@ -48,6 +49,8 @@ static TURN: Mutex<()> = Mutex::const_new(());
 /// See the module. Dropping it ends the daemon and what it started.
 pub struct Node {
     daemon: Option<Child>,
+    /// `cricket`, or the build that has crash points.
+    binary: PathBuf,
     pub dir: PathBuf,
     /// In front of `cricket serve`: where a test has it run elsewhere.
     pub enter: Vec<String>,
@@ -73,7 +76,55 @@ impl Node {
         for name in ["", "certs.d", "logs", "run"] {
             std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir.join(name)).expect("a directory in /tmp");
         }
-        Self { daemon: None, enter: Vec::new(), before: Footprint::take(), dir, _turn: turn }
+        let binary = cricket_binary();
+        Self { daemon: None, binary, enter: Vec::new(), before: Footprint::take(), dir, _turn: turn }
+    }
+
+    /// As [`Node::start`], of the build that has crash points (`cricket::sys::crash`), which [`Node::arm`] sets.
+    pub async fn start_with_crash_points() -> Self {
+        let mut node = Self::prepare().await;
+        node.use_crash_points();
+        node.begin().await
+    }
+
+    /// For what [`Node::begin`] starts.
+    pub fn use_crash_points(&mut self) {
+        if std::env::var_os("CRICKET_TEST_KIT").is_some() {
+            self.binary = provision("cricket-dev");
+        }
+    }
+
+    /// The `turn`th who comes to the point acts so.
+    pub fn arm(&self, point: Point, action: &str, turn: usize) {
+        let line = format!("{} {action} {turn}", point.name());
+        // In one piece: who reads half a line would miss it.
+        std::fs::write(self.dir.join("crash.new"), line).expect("a file of ours");
+        std::fs::rename(self.dir.join("crash.new"), self.crash_file()).expect("a file of ours");
+    }
+
+    /// Whether the point that was armed was reached.
+    pub fn has_fired(&self) -> bool {
+        !self.crash_file().exists()
+    }
+
+    /// Takes back what [`Node::arm`] set; false: it was reached.
+    pub fn disarm(&self) -> bool {
+        std::fs::remove_file(self.crash_file()).is_ok()
+    }
+
+    /// Waits until somebody is held at the armed point.
+    pub async fn until_held(&self) {
+        let held = self.crash_file().with_extension("held");
+        eventually("somebody is held", || held.exists().then_some(())).await;
+    }
+
+    /// Lets him go on.
+    pub fn release(&self) {
+        std::fs::remove_file(self.crash_file().with_extension("held")).expect("somebody is held");
+    }
+
+    fn crash_file(&self) -> PathBuf {
+        self.dir.join("crash")
     }
 
     /// Starts the daemon in what [`Node::prepare`] made.
@@ -116,6 +167,23 @@ impl Node {
             assert!(Instant::now() < deadline, "not ready after {:?}\n{}", patience(), self.daemon_said());
             tokio::time::sleep(GLANCE).await;
         }
+    }
+
+    /// Whether the daemon has ended by itself.
+    pub fn is_dead(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(|daemon| daemon.try_wait().expect("our child").is_some())
+    }
+
+    /// SIGTERM, as systemd sends it.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(self.daemon.as_ref().expect("a daemon was started"));
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
+    }
+
+    /// Waits for the end of a daemon that dies by itself.
+    pub async fn wait_for_death(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon was started");
+        eventually("the daemon dies", || daemon.try_wait().expect("our child")).await;
     }
 
     /// The daemon's process id.
@@ -173,9 +241,10 @@ impl Node {
 
     /// Our command line, pointed at this node.
     pub fn cricket<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
-        let mut command = Command::new(cricket_binary());
+        let mut command = Command::new(&self.binary);
         command
             .args(arguments)
+            .env(crash::VARIABLE, self.crash_file())
             .env("CRICKET_ROOT", self.root())
             .env("CRICKET_STATE", self.dir.join("run"))
             .env("CRICKET_SOCKET", self.socket())
@@ -217,11 +286,16 @@ impl Node {
 
     /// Loads the demo image, which the binary carries.
     pub async fn load_demo(&self) {
-        let channel = connect(self.socket()).await.expect("the daemon listens");
+        self.try_to_load_demo().await.expect("LoadImages");
+    }
+
+    /// As [`Node::load_demo`], of a daemon that may die of it.
+    pub async fn try_to_load_demo(&self) -> Result<(), tonic::Status> {
+        let channel = connect(self.socket()).await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
         let request = LoadImagesRequest { data: cricket::demo::ARCHIVE.to_vec() };
-        let answers = CricketClient::new(channel).load_images(tokio_stream::once(request)).await.expect("LoadImages");
+        let answers = CricketClient::new(channel).load_images(tokio_stream::once(request)).await?;
         let messages: Vec<_> = answers.into_inner().collect().await;
-        assert!(messages.iter().all(Result::is_ok), "{messages:?}");
+        messages.into_iter().try_for_each(|message| message.map(drop))
     }
 
     /// Loads one of scripts/images.
