@@ -47,6 +47,7 @@ mod stats;
 mod sysctls;
 mod table;
 mod update;
+mod user_namespace;
 mod users;
 mod view;
 mod volumes;
@@ -405,6 +406,11 @@ impl Pods {
     /// What RunPodSandbox takes as the name of a runtime handler; the empty one is the default.
     pub fn runtime_handlers(&self) -> Vec<String> {
         self.context.runtimes.names()
+    }
+
+    /// Whether pods can have user namespaces of their own, as kubelets ask for them.
+    pub fn has_user_namespaces(&self) -> bool {
+        user_namespace::is_possible(&self.context.facts)
     }
 
     /// Why pods have no network of their own, where they have none.

@@ -5,6 +5,7 @@
 //!
 //! What the specification leaves out, and why:
 //! * network, IPC and UTS namespaces, hostname, sysctls: the supervisor lives in them already;
+//! * the path of the pod's own user namespace: the supervisor has it;
 //! * a shared PID namespace: the supervisor enters it (`CreateContainer.pid` says which);
 //! * `noNewPrivileges: false`: libcontainer takes its presence for a yes when it loads a filter;
 //! * `oomScoreAdj`, per-mount propagation, annotations, hooks: the first two are the supervisor's work, the last two
@@ -27,6 +28,7 @@ use crate::pod::volumes::Volumes;
 use crate::pod::{resources, seccomp};
 use crate::proto::{cri, supervisor as wire};
 use crate::rootless::Cgroups;
+use crate::sys::owners::IdRange;
 
 /// The release of the specification that is written.
 const OCI_VERSION: &str = "1.2.0";
@@ -47,6 +49,8 @@ pub(crate) struct Container<'a> {
     pub(crate) image: &'a ImageConfig,
     pub(crate) user: &'a ContainerUser,
     pub(crate) modes: Modes,
+    /// Of the pod's own user namespace.
+    pub(crate) ids: Option<IdRange>,
     pub(crate) hostname: &'a str,
     /// Of the pod, with its files.
     pub(crate) state_dir: &'a Path,
@@ -135,10 +139,13 @@ impl Container<'_> {
         if self.modes.pid == wire::NamespaceMode::Container {
             kinds.push(oci::LinuxNamespaceType::Pid);
         }
+        kinds.extend(self.ids.map(|_| oci::LinuxNamespaceType::User));
         let guarded = |list: &[String]| Some(list.to_vec()).filter(|l| !l.is_empty() && !security.privileged);
         let mut linux = oci::Linux::default();
         linux
             .set_namespaces(Some(kinds.into_iter().map(namespace).collect()))
+            .set_uid_mappings(self.ids.map(mounts::mappings))
+            .set_gid_mappings(self.ids.map(mounts::mappings))
             .set_cgroups_path(Some(self.cgroup.clone()))
             .set_seccomp(seccomp::resolve(security, held)?)
             .set_masked_paths(guarded(&security.masked_paths))
@@ -195,6 +202,7 @@ pub(crate) mod tests {
         pub(crate) config: cri::ContainerConfig,
         pub(crate) image: ImageConfig,
         pub(crate) modes: Modes,
+        pub(crate) ids: Option<IdRange>,
         pub(crate) volumes: Volumes,
         user: ContainerUser,
         cgroups: Cgroups,
@@ -212,6 +220,7 @@ pub(crate) mod tests {
                 config: cri::ContainerConfig { command: vec!["/bin/true".into()], ..Default::default() },
                 image: ImageConfig::default(),
                 modes: Modes { network: Pod, ipc: Pod, pid: Container },
+                ids: None,
                 volumes: Volumes::default(),
                 user: ContainerUser { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
                 cgroups: Cgroups::default(),
@@ -227,6 +236,7 @@ pub(crate) mod tests {
                 image: &self.image,
                 user: &self.user,
                 modes: self.modes,
+                ids: self.ids,
                 hostname: "web",
                 state_dir: Path::new("/run/cricket/pods/x"),
                 bundle: Path::new("/run/cricket/pods/x/containers/y"),

@@ -27,3 +27,4 @@ mod pod_network;
 mod processes;
 mod stats;
 mod supervisor_killed;
+mod user_namespaces;
