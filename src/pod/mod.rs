@@ -27,6 +27,7 @@ mod files;
 mod host_ports;
 mod limits;
 mod member;
+mod modules;
 mod mounts;
 mod name;
 mod network;

@@ -12,7 +12,7 @@ use crate::pod::context::{Context, blocking, hostname, pod_modes, text};
 use crate::pod::error::{PodError, quoted};
 use crate::pod::events::now;
 use crate::pod::record::{self, ContainerRecord, PodRecord};
-use crate::pod::{cgroup, files, paths, resources, sysctls, user_namespace, volumes};
+use crate::pod::{cgroup, files, modules, paths, resources, sysctls, user_namespace, volumes};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
@@ -47,10 +47,7 @@ pub(crate) fn check(context: &Context, config: &cri::PodSandboxConfig, handler: 
     sysctls::check(&linux.sysctls, own_network, own_ipc)?;
     let security = linux.security_context.clone().unwrap_or_default();
     user_namespace::check(config, &context.facts)?;
-    match security.selinux_options.is_some_and(|o| o != cri::SeLinuxOption::default()) && !context.facts.selinux {
-        true => Err(PodError::precondition("SELinux options are given, but this node has no SELinux")),
-        false => Ok(()),
-    }
+    modules::refuse_selinux(security.selinux_options.as_ref(), &context.facts)
 }
 
 /// Brings the pod up; the record is durable when this returns.

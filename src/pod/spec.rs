@@ -22,6 +22,7 @@ use crate::pod::capabilities::{self, CapabilitySet};
 use crate::pod::devices;
 use crate::pod::error::PodError;
 use crate::pod::facts::Facts;
+use crate::pod::modules;
 use crate::pod::mounts::{self, Mounts};
 use crate::pod::users::ContainerUser;
 use crate::pod::volumes::Volumes;
@@ -84,7 +85,7 @@ impl Container<'_> {
     /// Writes the specification.
     pub(crate) fn specification(&self) -> Result<Specification, PodError> {
         let security = self.security();
-        refuse_absent_modules(&security, self.facts)?;
+        modules::refuse_selinux(security.selinux_options.as_ref(), self.facts)?;
         let capabilities = capabilities::resolve(&security, &self.facts.capabilities)?;
         let mounts = mounts::resolve(self)?;
         let wish = self.linux().resources.unwrap_or_default();
@@ -124,6 +125,7 @@ impl Container<'_> {
             .set_cwd(args::working_directory(self.config, self.image)?)
             .set_capabilities(Some(sets(capabilities)))
             .set_rlimits(None)
+            .set_apparmor_profile(modules::apparmor(security, self.facts)?)
             .set_no_new_privileges(Some(true).filter(|_| security.no_new_privs && !security.privileged))
             .set_oom_score_adj(None);
         Ok(process)
@@ -174,23 +176,6 @@ fn sets(capabilities: &CapabilitySet) -> oci::LinuxCapabilities {
         .set_inheritable(set(&capabilities.ambient))
         .set_ambient(set(&capabilities.ambient));
     sets
-}
-
-/// Asked for and absent is an error, never silence.
-fn refuse_absent_modules(security: &cri::LinuxContainerSecurityContext, facts: &Facts) -> Result<(), PodError> {
-    let selinux = security.selinux_options.as_ref().is_some_and(|o| *o != cri::SeLinuxOption::default());
-    if selinux && !facts.selinux {
-        return Err(PodError::precondition("SELinux options are given, but this node has no SELinux"));
-    }
-    if selinux {
-        return Err(PodError::unimplemented("SELinux labels of processes are not there yet"));
-    }
-    let local = |p: &cri::SecurityProfile| p.profile_type() == cri::security_profile::ProfileType::Localhost;
-    match security.apparmor.as_ref().is_some_and(local) {
-        false => Ok(()),
-        true if facts.apparmor => Err(PodError::unimplemented("AppArmor profiles of containers are not applied yet")),
-        true => Err(PodError::precondition("an AppArmor profile is given, but this node has no AppArmor")),
-    }
 }
 
 #[cfg(test)]
@@ -263,7 +248,7 @@ pub(crate) mod tests {
         for absent in ["hostname", "annotations", "hooks"] {
             assert!(spec.get(absent).is_none(), "{absent}");
         }
-        for absent in ["noNewPrivileges", "oomScoreAdj", "rlimits"] {
+        for absent in ["noNewPrivileges", "oomScoreAdj", "rlimits", "apparmorProfile"] {
             assert!(spec["process"].get(absent).is_none(), "{absent}");
         }
         for absent in ["seccomp", "sysctl", "resources", "devices", "uidMappings"] {
@@ -308,20 +293,5 @@ pub(crate) mod tests {
         assert!(spec["linux"].get("maskedPaths").is_none_or(|v| v.is_null()));
         assert!(spec["linux"].get("readonlyPaths").is_none_or(|v| v.is_null()));
         assert!(spec["process"].get("noNewPrivileges").is_none());
-    }
-
-    #[test]
-    fn asked_for_modules_that_are_absent_are_an_error() {
-        let mut fixture = Fixture::default();
-        (fixture.facts.selinux, fixture.facts.apparmor) = (false, false);
-        fixture.security().selinux_options = Some(cri::SeLinuxOption { level: "s0:c1".into(), ..Default::default() });
-        assert!(fixture.container().specification().is_err());
-        let mut profile = cri::SecurityProfile { localhost_ref: "localhost/x".into(), ..Default::default() };
-        profile.set_profile_type(cri::security_profile::ProfileType::Localhost);
-        *fixture.security() = cri::LinuxContainerSecurityContext { apparmor: Some(profile), ..Default::default() };
-        for present in [false, true] {
-            fixture.facts.apparmor = present;
-            assert!(fixture.container().specification().is_err(), "never silently without");
-        }
     }
 }
