@@ -26,5 +26,6 @@ mod options;
 mod pod_network;
 mod processes;
 mod stats;
+mod streams;
 mod supervisor_killed;
 mod user_namespaces;
