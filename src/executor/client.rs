@@ -202,6 +202,13 @@ impl Supervisor {
         Ok(socket)
     }
 
+    /// The pod's own user namespace.
+    pub async fn user_namespace(&self) -> Result<OwnedFd, ExecutorError> {
+        let op = Op::UserNamespace(wire::UserNamespace {});
+        let (_, [namespace]) = self.request(op, Vec::new(), CALL_DEADLINE).await?.expect::<1>().map_err(unfit)?;
+        Ok(namespace)
+    }
+
     /// Interface counters of the pod's network namespace.
     pub async fn network(&self) -> Result<wire::NetworkReply, ExecutorError> {
         let op = Op::Network(wire::Network {});

@@ -39,7 +39,7 @@ pub use model::{
 };
 pub use pull::PullCounts;
 pub use service::Images;
-pub use snapshot::MountPoint;
+pub use snapshot::{MountPoint, Owners, Writes};
 pub use verify::{Verdict, VerifiedImage, VerifiedLayer};
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::layers::io_error;
 use super::pins::Pins;
 use super::pull::{PullCounts, Puller};
 use super::reference;
-use super::snapshot::{MountPoint, Snapshots, Writes};
+use super::snapshot::{MountPoint, Owners, Snapshots, Writes};
 use super::store::{Pruned, Store, blocking};
 use super::verify::{self, VerifiedImage, VerifiedLayer};
 use super::{Credentials, FilesystemUsage, Image, ImageError, ImageErrorKind, ImageOptions, ProgressSink, Snapshot};
@@ -142,7 +142,7 @@ impl Images {
     /// Makes (or finds again) the snapshot `key`, a container's id. Durable before it is answered. With `read_only` the
     /// mount can still be written, for mount points that the image lacks; the OCI spec's `root.readonly` closes it.
     pub async fn snapshot(&self, key: &str, image: &Image, read_only: bool) -> Result<Snapshot, ImageError> {
-        self.create(key, image, if read_only { Writes::MountPoints } else { Writes::Kept }).await
+        self.snapshot_for(key, image, if read_only { Writes::MountPoints } else { Writes::Kept }, None).await
     }
 
     /// As [`Self::snapshot`], with a mount that is read-only itself: it has no upper layer, and `points` are made in it
@@ -153,12 +153,19 @@ impl Images {
         image: &Image,
         points: Vec<MountPoint>,
     ) -> Result<Snapshot, ImageError> {
-        self.create(key, image, Writes::None(points)).await
+        self.snapshot_for(key, image, Writes::None(points), None).await
     }
 
-    async fn create(&self, key: &str, image: &Image, writes: Writes) -> Result<Snapshot, ImageError> {
+    /// As both of these, with other `owners` than the image's own where some are given.
+    pub async fn snapshot_for(
+        &self,
+        key: &str,
+        image: &Image,
+        writes: Writes,
+        owners: Option<Owners>,
+    ) -> Result<Snapshot, ImageError> {
         let (snapshots, key, image) = (self.snapshots.clone(), key.to_owned(), image.clone());
-        blocking(move || snapshots.create(&key, &image, &writes)).await
+        blocking(move || snapshots.create(&key, &image, &writes, owners.as_ref())).await
     }
 
     /// Bytes and inodes of the container's own writes.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::executor::client::Supervisor;
-use crate::image::Image;
+use crate::image::{Image, Writes};
 use crate::pod::container::KILL_DEADLINE;
 use crate::pod::context::{Context, blocking, caught, container_modes, hostname, pass, text};
 use crate::pod::error::{PodError, quoted};
@@ -16,7 +16,7 @@ use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::spec::{Container, Modes};
 use crate::pod::users::{self, ContainerUser, Databases};
 use crate::pod::volumes::{self, Volumes};
-use crate::pod::{args, cdi, cgroup, files, paths, resources, signal};
+use crate::pod::{args, cdi, cgroup, files, paths, resources, signal, user_namespace};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, ContainerId};
@@ -84,9 +84,11 @@ pub(crate) async fn create(work: Creation) -> Result<ContainerRecord, PodError> 
 
 async fn make(work: &Arc<Creation>, image: Arc<Image>) -> Result<ContainerRecord, PodError> {
     // Writable also under a read-only root: mount points are made in it first, then the runtime closes it.
-    let snapshot = work.context.images.snapshot(work.id.as_str(), &image, false).await?;
+    let owners = user_namespace::owners(&work.pod.config, &work.supervisor).await?;
+    let (images, id) = (&work.context.images, work.id.as_str());
+    let snapshot = images.snapshot_for(id, &image, Writes::Kept, owners.clone()).await?;
     pass(Point::ContainerSnapshot).await?;
-    let image_volumes = volumes::mount_images(&work.context.images, &work.id, &work.config).await?;
+    let image_volumes = volumes::mount_images(images, &work.id, &work.config, owners).await?;
     let mut modes = container_modes(&work.pod.config, &work.config);
     if work.pid_target.as_ref().is_some_and(|target| target.is_nodes) {
         modes.pid = wire::NamespaceMode::Node;
@@ -153,12 +155,13 @@ fn write_bundle(
 ) -> Result<Bundle, PodError> {
     let (context, pod) = (&work.context, &work.pod);
     let user = users::resolve(&security(&work.config), &image.config.user, &Databases::read(rootfs.as_fd())?)?;
-    user.check_mapped()?;
+    let ids = user_namespace::ids(&pod.config);
+    user_namespace::check_user(&user, ids)?;
     // Where there are no cgroups for us the specification must name one all the same; nobody makes it.
     let parent = pod.cgroup.clone().unwrap_or_else(|| Path::new("/").join(cgroup::OWN_PARENT));
     let cgroup = resources::container_cgroup(&parent, work.id.as_str());
     let directory = context.layout.bundle(&pod.id, &work.id);
-    let volumes = Volumes::gather(&directory, &work.config, image_volumes, (&image.config, &rootfs))?;
+    let volumes = Volumes::gather(&directory, &work.config, image_volumes, (&image.config, &rootfs), ids)?;
     // The record keeps what was asked for; this is what handler and devices make of it.
     let (config, injection) =
         cdi::resolve(&context.cdi_spec_dirs, context.runtimes.request(&pod.handler, &work.config))?;
@@ -167,6 +170,7 @@ fn write_bundle(
         image: &image.config,
         user: &user,
         modes,
+        ids,
         hostname: hostname(&pod.config, &context.facts),
         state_dir: &context.layout.pod_state(&pod.id),
         bundle: &directory,
@@ -179,7 +183,7 @@ fn write_bundle(
     context.runtimes.amend(&pod.handler, &mut specification.spec);
     injection.amend(&mut specification.spec)?;
     // The runtime would fail where it is missing; the field makes it.
-    paths::make_in_root(&rootfs, &args::working_directory(&work.config, &image.config)?)?;
+    paths::make_in_root(&rootfs, &args::working_directory(&work.config, &image.config)?, ids)?;
     let log_path = log_path(&pod.config, &work.config)?;
     files::private_directory(&directory.join("rootfs"))?;
     files::private_directory(&context.layout.container(&pod.id, &work.id))?;

@@ -19,8 +19,12 @@ pub(crate) struct Facts {
     pub(crate) hostname: String,
     /// Our bounding set: nobody can be given more.
     pub(crate) capabilities: BTreeSet<&'static str>,
-    /// First mapped group id and how many follow, per line of gid_map.
+    /// First mapped user id and how many follow, per line of uid_map.
+    pub(crate) users: Vec<(u32, u32)>,
+    /// The same of group ids.
     pub(crate) groups: Vec<(u32, u32)>,
+    /// The kernel lets somebody make user namespaces.
+    pub(crate) user_namespaces: bool,
     /// AppArmor profiles can be applied.
     pub(crate) apparmor: bool,
     /// SELinux labels can be applied.
@@ -37,7 +41,9 @@ impl Facts {
             boot_id: text("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             capabilities: capabilities::of_mask(mask),
+            users: text("/proc/self/uid_map")?.lines().filter_map(range).collect(),
             groups: text("/proc/self/gid_map")?.lines().filter_map(range).collect(),
+            user_namespaces: text("/proc/sys/user/max_user_namespaces").is_ok_and(|t| t.trim() != "0"),
             apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with('Y')),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })

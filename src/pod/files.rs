@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::pod::error::{PodError, quoted};
 use crate::pod::paths;
 use crate::proto::cri;
+use crate::sys::owners::IdRange;
 
 /// Largest resolv.conf or hosts of the node that is copied.
 const COPY_LIMIT_BYTES: u64 = 1 << 20;
@@ -50,6 +51,15 @@ pub(crate) fn write(
     put(&directory.join(RESOLV_CONF), &resolver)?;
     put(&directory.join("hostname"), &format!("{hostname}\n"))?;
     put(&directory.join("hosts"), &hosts)
+}
+
+/// Gives all three to the root of a pod's own user namespace.
+pub(crate) fn give_to(directory: &Path, ids: IdRange) -> Result<(), PodError> {
+    for path in [RESOLV_CONF, "hostname", "hosts"].map(|name| directory.join(name)) {
+        std::os::unix::fs::lchown(&path, Some(ids.first), Some(ids.first))
+            .map_err(|e| PodError::io(format_args!("give {} to the pod", path.display()), &e))?;
+    }
+    Ok(())
 }
 
 fn put(path: &Path, text: &str) -> Result<(), PodError> {

@@ -27,6 +27,7 @@ mod files;
 mod host_ports;
 mod limits;
 mod member;
+mod modules;
 mod mounts;
 mod name;
 mod network;
@@ -47,6 +48,7 @@ mod stats;
 mod sysctls;
 mod table;
 mod update;
+mod user_namespace;
 mod users;
 mod view;
 mod volumes;
@@ -411,6 +413,11 @@ impl Pods {
     /// What RunPodSandbox takes as the name of a runtime handler; the empty one is the default.
     pub fn runtime_handlers(&self) -> Vec<String> {
         self.context.runtimes.names()
+    }
+
+    /// Whether pods can have user namespaces of their own, as kubelets ask for them.
+    pub fn has_user_namespaces(&self) -> bool {
+        user_namespace::is_possible(&self.context.facts)
     }
 
     /// Why pods have no network of their own, where they have none.

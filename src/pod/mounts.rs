@@ -8,6 +8,7 @@ use crate::pod::error::{PodError, quoted};
 use crate::pod::paths;
 use crate::pod::spec::{Container, ROOT, oci};
 use crate::proto::{cri, supervisor as wire};
+use crate::sys::owners::IdRange;
 
 /// Most mounts of a request; a kubelet sends a few dozen.
 const MOUNT_LIMIT: usize = 4096;
@@ -53,7 +54,7 @@ pub(crate) fn resolve(container: &Container<'_>) -> Result<Mounts, PodError> {
     let (mut wishes, mut propagations) = (Vec::new(), Vec::new());
     list.extend(declared_volumes(container));
     for (number, wish) in container.config.mounts.iter().enumerate() {
-        let mount = bind(wish, container.volumes.source_of(number))?;
+        let mount = bind(wish, container.volumes.source_of(number), container.ids)?;
         // The request's mount takes the place of ours, and of what ours has below it.
         list.retain(|ours| !ours.destination().starts_with(mount.destination()));
         propagations.push(propagation(wish, mount.destination()));
@@ -92,7 +93,8 @@ fn base(container: &Container<'_>) -> Vec<oci::Mount> {
     let mut terminals = mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666"]);
     let options = terminals.options_mut().get_or_insert_default();
     options.push("mode=0620".to_owned());
-    options.extend(container.facts.maps_group(TTY_GROUP).then(|| format!("gid={TTY_GROUP}")));
+    let has_group = container.facts.maps_group(TTY_GROUP) && container.ids.is_none_or(|ids| ids.length > TTY_GROUP);
+    options.extend(has_group.then(|| format!("gid={TTY_GROUP}")));
     let (queues, memory) = match modes.ipc {
         wire::NamespaceMode::Node => (
             mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"]),
@@ -139,12 +141,13 @@ fn declared_volumes(container: &Container<'_>) -> Vec<oci::Mount> {
 }
 
 /// `volume`: where the supervisor will have attached what is mounted, when it is nothing that a path leads to.
-fn bind(wish: &cri::Mount, volume: Option<&Path>) -> Result<oci::Mount, PodError> {
+fn bind(wish: &cri::Mount, volume: Option<&Path>, ids: Option<IdRange>) -> Result<oci::Mount, PodError> {
     let destination = destination(&wish.container_path)?;
     let whom = destination.display();
     let is_image = wish.image.as_ref().is_some_and(|i| !i.image.is_empty());
-    if !wish.uid_mappings.is_empty() || !wish.gid_mappings.is_empty() {
-        return Err(PodError::unimplemented(format!("the mount at {whom} maps ids, which is not there yet")));
+    let is_mapped = !wish.uid_mappings.is_empty() || !wish.gid_mappings.is_empty();
+    if is_mapped && !ids.is_some_and(|ids| maps(&wish.uid_mappings, ids) && maps(&wish.gid_mappings, ids)) {
+        return Err(PodError::invalid(format!("the mount at {whom} maps other ids than its pod's user namespace")));
     }
     let mut options = vec!["rbind"];
     if wish.recursive_read_only {
@@ -166,7 +169,21 @@ fn bind(wish: &cri::Mount, volume: Option<&Path>) -> Result<oci::Mount, PodError
     if destination == Path::new("/proc") && source != Path::new("/proc") {
         return Err(PodError::invalid("nothing but the node's /proc can be mounted at /proc"));
     }
-    Ok(mount(destination.to_str().expect("made of a text"), "bind", source, &options))
+    let mut mount = mount(destination.to_str().expect("made of a text"), "bind", source, &options);
+    if let Some(ids) = ids.filter(|_| is_mapped && volume.is_none()) {
+        mount.set_uid_mappings(Some(mappings(ids))).set_gid_mappings(Some(mappings(ids)));
+    }
+    Ok(mount)
+}
+
+fn maps(lines: &[cri::IdMapping], ids: IdRange) -> bool {
+    matches!(lines, [line] if (line.container_id, line.host_id, line.length) == (0, ids.first, ids.length))
+}
+
+/// As the specification has them.
+pub(crate) fn mappings(ids: IdRange) -> Vec<oci::LinuxIdMapping> {
+    let line = oci::LinuxIdMappingBuilder::default().container_id(0u32).host_id(ids.first).size(ids.length);
+    vec![line.build().expect("every field has a value")]
 }
 
 /// Of the mount, when the request names some.

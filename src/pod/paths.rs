@@ -1,14 +1,16 @@
 //! Paths that come from outside: inside a container, below a log directory, on the node. Lexical rules only; what a
 //! path leads to is decided by descriptor where it is opened.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 
 use crate::pod::error::{PodError, quoted};
+use crate::sys::owners::IdRange;
 
 /// Longest path that is taken: PATH_MAX.
 const PATH_LIMIT_BYTES: usize = 4096;
@@ -126,7 +128,8 @@ fn read_checked(
 
 /// Makes a directory of a container's root file system and those above it, links resolved inside the root. One that is
 /// there is fine. The container is not there yet: nobody changes the tree meanwhile.
-pub(crate) fn make_in_root(root: impl AsFd, path: &Path) -> Result<(), PodError> {
+/// What is made belongs to root, or to the root of `ids`.
+pub(crate) fn make_in_root(root: impl AsFd, path: &Path, ids: Option<IdRange>) -> Result<(), PodError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let open = |path: &Path| openat2(&root, path, flags, Mode::empty(), resolve);
@@ -140,12 +143,19 @@ pub(crate) fn make_in_root(root: impl AsFd, path: &Path) -> Result<(), PodError>
     for component in path.components().filter(|c| matches!(c, Component::Normal(_))) {
         let parent = open(&made).map_err(fail)?;
         match rustix::fs::mkdirat(&parent, component.as_os_str(), Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Ok(()) => give_to_root_of(ids, &parent, component.as_os_str()).map_err(fail)?,
+            Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(fail(error)),
         }
         made.push(component);
     }
     open(&made).map(drop).map_err(fail)
+}
+
+fn give_to_root_of(ids: Option<IdRange>, parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+    let Some(ids) = ids else { return Ok(()) };
+    let (uid, gid) = (rustix::fs::Uid::from_raw(ids.first), rustix::fs::Gid::from_raw(ids.first));
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Removes a directory tree; that there is none is fine.
@@ -228,10 +238,10 @@ mod tests {
         std::os::unix::fs::symlink("/nowhere", dir.join("dangling")).expect("a link");
         let root = File::open(&dir).expect("opened");
         for path in ["/a/b", "/link/c", "/up/d", "/a/b"] {
-            make_in_root(&root, Path::new(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+            make_in_root(&root, Path::new(path), None).unwrap_or_else(|e| panic!("{path}: {e}"));
         }
         assert!(dir.join("a/b").is_dir() && dir.join("real/c").is_dir() && dir.join("d").is_dir());
-        assert!(make_in_root(&root, Path::new("/dangling/x")).is_err());
+        assert!(make_in_root(&root, Path::new("/dangling/x"), None).is_err());
         fs::remove_dir_all(&dir).expect("removed");
     }
 

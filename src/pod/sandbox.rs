@@ -12,7 +12,7 @@ use crate::pod::context::{Context, blocking, caught, hostname, pass, pod_modes, 
 use crate::pod::error::{PodError, quoted};
 use crate::pod::events::now;
 use crate::pod::record::{self, ContainerRecord, PodRecord};
-use crate::pod::{cgroup, files, paths, resources, sysctls, volumes};
+use crate::pod::{cgroup, files, modules, paths, resources, sysctls, user_namespace, volumes};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
@@ -47,15 +47,8 @@ pub(crate) fn check(context: &Context, config: &cri::PodSandboxConfig, handler: 
     let Some(linux) = &config.linux else { return Ok(()) };
     sysctls::check(&linux.sysctls, own_network, own_ipc)?;
     let security = linux.security_context.clone().unwrap_or_default();
-    let options = security.namespace_options.unwrap_or_default();
-    let users = options.userns_options.as_ref().is_some_and(|u| u.mode() != cri::NamespaceMode::Node);
-    if users {
-        return Err(PodError::unimplemented("a user namespace of the pod's own (hostUsers: false) is not there yet"));
-    }
-    match security.selinux_options.is_some_and(|o| o != cri::SeLinuxOption::default()) && !context.facts.selinux {
-        true => Err(PodError::precondition("SELinux options are given, but this node has no SELinux")),
-        false => Ok(()),
-    }
+    user_namespace::check(config, &context.facts)?;
+    modules::refuse_selinux(security.selinux_options.as_ref(), &context.facts)
 }
 
 /// Brings the pod up; the record is durable when this returns.
@@ -148,6 +141,7 @@ fn make_directories(
     let node_network = pod_modes(config).network == wire::NamespaceMode::Node;
     let resolver = context.networks.resolver();
     files::write(&state, config, hostname(config, &context.facts), node_network, resolver)?;
+    user_namespace::ids(config).map_or(Ok(()), |ids| files::give_to(&state, ids))?;
     match config.log_directory.as_str() {
         "" => Ok(()),
         path => fs::create_dir_all(path).map_err(|e| PodError::io(format_args!("create the log directory {path}"), &e)),
@@ -174,6 +168,8 @@ fn sandbox_spec(
         sysctls: config.linux.as_ref().map(|l| l.sysctls.clone()).unwrap_or_default(),
         cgroup: cgroup.map(text).unwrap_or_default(),
         shm_size_bytes: SHM_BYTES,
+        uid_maps: user_namespace::wire_maps(config),
+        gid_maps: user_namespace::wire_maps(config),
         ..Default::default()
     }
 }

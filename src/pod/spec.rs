@@ -5,6 +5,7 @@
 //!
 //! What the specification leaves out, and why:
 //! * network, IPC and UTS namespaces, hostname, sysctls: the supervisor lives in them already;
+//! * the path of the pod's own user namespace: the supervisor has it;
 //! * a shared PID namespace: the supervisor enters it (`CreateContainer.pid` says which);
 //! * `noNewPrivileges: false`: libcontainer takes its presence for a yes when it loads a filter;
 //! * `oomScoreAdj`, per-mount propagation, annotations, hooks: the first two are the supervisor's work, the last two
@@ -21,12 +22,14 @@ use crate::pod::capabilities::{self, CapabilitySet};
 use crate::pod::devices;
 use crate::pod::error::PodError;
 use crate::pod::facts::Facts;
+use crate::pod::modules;
 use crate::pod::mounts::{self, Mounts};
 use crate::pod::users::ContainerUser;
 use crate::pod::volumes::Volumes;
 use crate::pod::{resources, seccomp};
 use crate::proto::{cri, supervisor as wire};
 use crate::rootless::Cgroups;
+use crate::sys::owners::IdRange;
 
 /// The release of the specification that is written.
 const OCI_VERSION: &str = "1.2.0";
@@ -47,6 +50,8 @@ pub(crate) struct Container<'a> {
     pub(crate) image: &'a ImageConfig,
     pub(crate) user: &'a ContainerUser,
     pub(crate) modes: Modes,
+    /// Of the pod's own user namespace.
+    pub(crate) ids: Option<IdRange>,
     pub(crate) hostname: &'a str,
     /// Of the pod, with its files.
     pub(crate) state_dir: &'a Path,
@@ -80,7 +85,7 @@ impl Container<'_> {
     /// Writes the specification.
     pub(crate) fn specification(&self) -> Result<Specification, PodError> {
         let security = self.security();
-        refuse_absent_modules(&security, self.facts)?;
+        modules::refuse_selinux(security.selinux_options.as_ref(), self.facts)?;
         let capabilities = capabilities::resolve(&security, &self.facts.capabilities)?;
         let mounts = mounts::resolve(self)?;
         let wish = self.linux().resources.unwrap_or_default();
@@ -120,6 +125,7 @@ impl Container<'_> {
             .set_cwd(args::working_directory(self.config, self.image)?)
             .set_capabilities(Some(sets(capabilities)))
             .set_rlimits(None)
+            .set_apparmor_profile(modules::apparmor(security, self.facts)?)
             .set_no_new_privileges(Some(true).filter(|_| security.no_new_privs && !security.privileged))
             .set_oom_score_adj(None);
         Ok(process)
@@ -135,10 +141,13 @@ impl Container<'_> {
         if self.modes.pid == wire::NamespaceMode::Container {
             kinds.push(oci::LinuxNamespaceType::Pid);
         }
+        kinds.extend(self.ids.map(|_| oci::LinuxNamespaceType::User));
         let guarded = |list: &[String]| Some(list.to_vec()).filter(|l| !l.is_empty() && !security.privileged);
         let mut linux = oci::Linux::default();
         linux
             .set_namespaces(Some(kinds.into_iter().map(namespace).collect()))
+            .set_uid_mappings(self.ids.map(mounts::mappings))
+            .set_gid_mappings(self.ids.map(mounts::mappings))
             .set_cgroups_path(Some(self.cgroup.clone()))
             .set_seccomp(seccomp::resolve(security, held)?)
             .set_masked_paths(guarded(&security.masked_paths))
@@ -169,23 +178,6 @@ fn sets(capabilities: &CapabilitySet) -> oci::LinuxCapabilities {
     sets
 }
 
-/// Asked for and absent is an error, never silence.
-fn refuse_absent_modules(security: &cri::LinuxContainerSecurityContext, facts: &Facts) -> Result<(), PodError> {
-    let selinux = security.selinux_options.as_ref().is_some_and(|o| *o != cri::SeLinuxOption::default());
-    if selinux && !facts.selinux {
-        return Err(PodError::precondition("SELinux options are given, but this node has no SELinux"));
-    }
-    if selinux {
-        return Err(PodError::unimplemented("SELinux labels of processes are not there yet"));
-    }
-    let local = |p: &cri::SecurityProfile| p.profile_type() == cri::security_profile::ProfileType::Localhost;
-    match security.apparmor.as_ref().is_some_and(local) {
-        false => Ok(()),
-        true if facts.apparmor => Err(PodError::unimplemented("AppArmor profiles of containers are not applied yet")),
-        true => Err(PodError::precondition("an AppArmor profile is given, but this node has no AppArmor")),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -195,6 +187,7 @@ pub(crate) mod tests {
         pub(crate) config: cri::ContainerConfig,
         pub(crate) image: ImageConfig,
         pub(crate) modes: Modes,
+        pub(crate) ids: Option<IdRange>,
         pub(crate) volumes: Volumes,
         user: ContainerUser,
         cgroups: Cgroups,
@@ -212,6 +205,7 @@ pub(crate) mod tests {
                 config: cri::ContainerConfig { command: vec!["/bin/true".into()], ..Default::default() },
                 image: ImageConfig::default(),
                 modes: Modes { network: Pod, ipc: Pod, pid: Container },
+                ids: None,
                 volumes: Volumes::default(),
                 user: ContainerUser { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
                 cgroups: Cgroups::default(),
@@ -227,6 +221,7 @@ pub(crate) mod tests {
                 image: &self.image,
                 user: &self.user,
                 modes: self.modes,
+                ids: self.ids,
                 hostname: "web",
                 state_dir: Path::new("/run/cricket/pods/x"),
                 bundle: Path::new("/run/cricket/pods/x/containers/y"),
@@ -253,7 +248,7 @@ pub(crate) mod tests {
         for absent in ["hostname", "annotations", "hooks"] {
             assert!(spec.get(absent).is_none(), "{absent}");
         }
-        for absent in ["noNewPrivileges", "oomScoreAdj", "rlimits"] {
+        for absent in ["noNewPrivileges", "oomScoreAdj", "rlimits", "apparmorProfile"] {
             assert!(spec["process"].get(absent).is_none(), "{absent}");
         }
         for absent in ["seccomp", "sysctl", "resources", "devices", "uidMappings"] {
@@ -298,20 +293,5 @@ pub(crate) mod tests {
         assert!(spec["linux"].get("maskedPaths").is_none_or(|v| v.is_null()));
         assert!(spec["linux"].get("readonlyPaths").is_none_or(|v| v.is_null()));
         assert!(spec["process"].get("noNewPrivileges").is_none());
-    }
-
-    #[test]
-    fn asked_for_modules_that_are_absent_are_an_error() {
-        let mut fixture = Fixture::default();
-        (fixture.facts.selinux, fixture.facts.apparmor) = (false, false);
-        fixture.security().selinux_options = Some(cri::SeLinuxOption { level: "s0:c1".into(), ..Default::default() });
-        assert!(fixture.container().specification().is_err());
-        let mut profile = cri::SecurityProfile { localhost_ref: "localhost/x".into(), ..Default::default() };
-        profile.set_profile_type(cri::security_profile::ProfileType::Localhost);
-        *fixture.security() = cri::LinuxContainerSecurityContext { apparmor: Some(profile), ..Default::default() };
-        for present in [false, true] {
-            fixture.facts.apparmor = present;
-            assert!(fixture.container().specification().is_err(), "never silently without");
-        }
     }
 }

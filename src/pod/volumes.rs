@@ -14,12 +14,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::executor::protocol::DESCRIPTOR_LIMIT;
-use crate::image::{ImageConfig, Images};
+use crate::image::{ImageConfig, Images, Owners, Writes};
 use crate::pod::error::{PodError, quoted};
 use crate::pod::{mounts, paths};
 use crate::proto::cri;
 use crate::store::ContainerId;
 use crate::sys::overlay::clone_whole_tree;
+use crate::sys::owners::IdRange;
 use crate::sys::propagation::{self, Propagation};
 
 /// Most of one container; the root's descriptor goes beside them.
@@ -62,6 +63,7 @@ pub(crate) async fn mount_images(
     images: &Images,
     id: &ContainerId,
     config: &cri::ContainerConfig,
+    owners: Option<Owners>,
 ) -> Result<Vec<(usize, OwnedFd)>, PodError> {
     let mut mounted = Vec::new();
     for (number, mount) in config.mounts.iter().enumerate() {
@@ -76,7 +78,7 @@ pub(crate) async fn mount_images(
             let message = format!("{IMAGE_FAILED}: there is no image {:?} here: pull it first", quoted(name));
             PodError::new(crate::pod::PodErrorKind::NotFound, message)
         })?;
-        let made = images.read_only_snapshot(&snapshot(id, number), &image, Vec::new()).await;
+        let made = images.snapshot_for(&snapshot(id, number), &image, Writes::None(Vec::new()), owners.clone()).await;
         let made = made.map_err(|error| {
             PodError::precondition(format!("{IMAGE_FAILED}: the image {:?} cannot be mounted: {error}", quoted(name)))
         })?;
@@ -92,14 +94,21 @@ impl Volumes {
         config: &cri::ContainerConfig,
         images: Vec<(usize, OwnedFd)>,
         (image, root): (&ImageConfig, &OwnedFd),
+        ids: Option<IdRange>,
     ) -> Result<Self, PodError> {
-        let mut volumes = Self { declared: declared(image, root)?, ..Self::default() };
+        let mut volumes = Self { declared: declared(image, root, ids)?, ..Self::default() };
         for (number, mount) in images {
             let below = below_image(&mount, &config.mounts[number].image_sub_path)?;
             volumes.add(bundle, number, mount, &below);
         }
         for (number, wish) in config.mounts.iter().enumerate() {
             if image_of(wish).is_none() && wish.propagation() == cri::MountPropagation::PropagationBidirectional {
+                if ids.is_some() {
+                    let place = quoted(&wish.container_path);
+                    return Err(PodError::invalid(format!(
+                        "the mount at {place:?} is bidirectional, which a pod with a user namespace of its own cannot have"
+                    )));
+                }
                 volumes.add(bundle, number, peer_of(wish)?, Path::new(""));
             }
         }
@@ -156,11 +165,11 @@ fn below_image(mount: &OwnedFd, sub_path: &str) -> Result<PathBuf, PodError> {
 }
 
 /// The VOLUMEs, made where the image lacks them.
-fn declared(image: &ImageConfig, root: &OwnedFd) -> Result<Vec<PathBuf>, PodError> {
+fn declared(image: &ImageConfig, root: &OwnedFd, ids: Option<IdRange>) -> Result<Vec<PathBuf>, PodError> {
     let mut places = Vec::new();
     for volume in &image.volumes {
         let place = paths::inside("the image's volume", volume)?;
-        paths::make_in_root(root, &place)?;
+        paths::make_in_root(root, &place, ids)?;
         let real = real_path(root, &place, OFlags::DIRECTORY)
             .map_err(|error| PodError::precondition(format!("the image's volume {:?}: {error}", quoted(volume))))?;
         if real != Path::new("/") && !NEVER_VOLUMES.iter().any(|never| real.starts_with(never)) {

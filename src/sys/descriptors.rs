@@ -1,7 +1,7 @@
 //! The table of open descriptors as a whole: closing what is not wanted, before a process goes on as something else.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// First descriptor that is not a standard stream.
 const FIRST: u32 = 3;
@@ -30,6 +30,11 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     // forked child never goes back to, or are only marked.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The name by which this process, or a fork of it, opens anew what `fd` is.
+pub fn path(fd: &OwnedFd) -> std::path::PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// Takes over a descriptor that this process was started with. Its number must be used for nothing else.

@@ -14,6 +14,7 @@ pub mod loopback;
 pub mod namespace;
 pub mod namespaces;
 pub mod overlay;
+pub mod owners;
 pub mod pages;
 pub mod process;
 pub mod propagation;

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change, move_mount,
+    open_tree,
 };
+
+use super::owners::show_as;
 
 /// The kernel takes no longer value in one fsconfig call, the NUL included.
 const VALUE_LIMIT_BYTES: usize = 255;
@@ -26,11 +29,26 @@ pub struct Overlay<'a> {
     pub upper: Option<(&'a Path, &'a Path)>,
     /// Overlay's attributes are `user.overlay.*`: needed without real root.
     pub user_attributes: bool,
+    /// The user namespace as whose the files of the lower directories are shown; none: as they are.
+    pub owners: Option<BorrowedFd<'a>>,
 }
 
 impl Overlay<'_> {
     /// Makes the mount. Blocking.
     pub fn mount(&self) -> io::Result<OwnedFd> {
+        let Some(user_namespace) = self.owners else { return self.mount_as_they_are() };
+        in_private_namespace(|| {
+            // Each over itself: overlayfs finds them by the same paths.
+            for path in self.lower {
+                let layer = clone_tree(path, false)?;
+                show_as(layer.as_fd(), user_namespace, false)?;
+                move_mount(&layer, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+            }
+            self.mount_as_they_are()
+        })
+    }
+
+    fn mount_as_they_are(&self) -> io::Result<OwnedFd> {
         match self.mount_with_fsconfig() {
             // Kernels before 6.5 know only the one string with all layers.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.mount_classic().map_err(|_| e),

@@ -32,4 +32,6 @@ mod processes;
 mod races;
 mod shutdown;
 mod stats;
+mod streams;
 mod supervisor_killed;
+mod user_namespaces;

@@ -25,7 +25,7 @@ pub async fn status(services: &Services, request: StatusRequest) -> Result<Statu
     Ok(StatusResponse {
         status: Some(RuntimeStatus { conditions: conditions(services).await }),
         info: if request.verbose { info(facts) } else { HashMap::new() },
-        runtime_handlers: handlers(services).iter().map(|name| handler(name)).collect(),
+        runtime_handlers: handlers(services).iter().map(|name| handler(name, services)).collect(),
         features: Some(RuntimeFeatures { supplemental_groups_policy: true, mount_options: true, ..Default::default() }),
     })
 }
@@ -35,8 +35,9 @@ fn handlers(services: &Services) -> Vec<String> {
     services.pods().map_or_else(|_| OWN_HANDLERS.map(str::to_owned).to_vec(), crate::pod::Pods::runtime_handlers)
 }
 
-fn handler(name: &str) -> RuntimeHandler {
-    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, ..Default::default() };
+fn handler(name: &str, services: &Services) -> RuntimeHandler {
+    let user_namespaces = services.pods().is_ok_and(crate::pod::Pods::has_user_namespaces);
+    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
     RuntimeHandler { name: name.to_owned(), features: Some(features) }
 }
 

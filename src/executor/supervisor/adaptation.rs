@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::fault::{Fault, Result};
 use super::runtime::{Order, oci};
+use super::user_namespace::UserNamespace;
 
 /// Where a container is that has no cgroup (see `cgroup::stand_in`).
 const STAND_IN_CGROUP: &str = "/";
@@ -14,6 +15,8 @@ pub fn adapt(spec: &mut oci::Spec, order: &Order<'_>) -> Result<Vec<String>> {
     let linux = spec.linux_mut().as_mut().ok_or_else(|| Fault::invalid("the container's spec has no linux section"))?;
     let not_enforced = adapt_limits(linux, order);
     adapt_pid_namespace(linux, order)?;
+    adapt_user_namespace(linux, order);
+    move_sources(spec, order);
     if let Some(process) = spec.process_mut() {
         // Set by the creator on itself, within what may be set.
         process.set_oom_score_adj(None);
@@ -76,9 +79,32 @@ fn cpu_limits(resources: &mut oci::LinuxResources, cpu: bool, cpuset: bool) -> V
     missing
 }
 
+/// The pod has made it, with its ids: the runtime only joins.
+fn adapt_user_namespace(linux: &mut oci::Linux, order: &Order<'_>) {
+    let path = order.user_namespace.map(UserNamespace::path);
+    for namespace in linux.namespaces_mut().iter_mut().flatten() {
+        if namespace.typ() == oci::LinuxNamespaceType::User {
+            namespace.set_path(path.clone());
+        }
+    }
+    linux.set_uid_mappings(None).set_gid_mappings(None);
+}
+
+fn move_sources(spec: &mut oci::Spec, order: &Order<'_>) {
+    let Some(mounts) = spec.mounts_mut() else { return };
+    for (number, source) in order.moved {
+        if let Some(mount) = mounts.get_mut(*number) {
+            mount.set_source(Some(source.clone()));
+        }
+    }
+    for mount in mounts {
+        mount.set_uid_mappings(None).set_gid_mappings(None);
+    }
+}
+
 fn adapt_pid_namespace(linux: &mut oci::Linux, order: &Order<'_>) -> Result<()> {
     let namespaces = linux.namespaces_mut().get_or_insert_default();
-    let wanted_path = order.pid_namespace.map(PathBuf::from);
+    let wanted_path = order.pid_namespace.clone();
     let found = namespaces.iter().find(|namespace| namespace.typ() == oci::LinuxNamespaceType::Pid);
     if found.map(|namespace| namespace.path().clone()) == order.own_pid_namespace.then(|| wanted_path.clone()) {
         return Ok(());

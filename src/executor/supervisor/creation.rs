@@ -131,6 +131,7 @@ impl Pod {
             report: creators,
             start_report: inits,
             supervisor: &self.own,
+            user_namespace: self.user_namespace.as_ref(),
         };
         let pid = fork::fork_and_run(None, || creator::run(&job)).map_err(Fault::io("cannot fork a creator"))?;
         let deadline = Some(Instant::now() + timeout);
@@ -154,7 +155,7 @@ impl Pod {
         Ok(id)
     }
 
-    fn pid_namespace(&self, request: &wire::CreateContainer) -> Result<Option<String>> {
+    fn pid_namespace(&self, request: &wire::CreateContainer) -> Result<Option<OwnedFd>> {
         let pid = match request.pid() {
             NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
             NamespaceMode::Pod => {
@@ -166,7 +167,11 @@ impl Pod {
                 target.ok_or_else(|| Fault::state(format!("container {} does not run", request.pid_target)))?.pid
             }
         };
-        Ok(Some(format!("/proc/{pid}/ns/pid")))
+        // By descriptor: from a user namespace of the pod's own its path could not be opened any more.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::open(format!("/proc/{pid}/ns/pid"), flags, Mode::empty())
+            .map(Some)
+            .map_err(Fault::io("cannot open the PID namespace that is to be joined"))
     }
 
     /// A creator has ended: its report tells what came of it.

@@ -14,7 +14,8 @@ use super::container::signal_process;
 use super::dev_mount::DevMount;
 use super::fault::{Fault, Result};
 use super::pod::now;
-use super::{cgroup, preflight, runtime, sandbox, signals, volumes};
+use super::user_namespace::UserNamespace;
+use super::{cgroup, preflight, reach, runtime, sandbox, signals, volumes};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{NamespaceMode, reply};
@@ -29,14 +30,16 @@ pub struct Job<'a> {
     pub(super) runtime_dir: PathBuf,
     pub(super) cgroup: Option<PathBuf>,
     pub(super) pod_cgroup: Option<PathBuf>,
-    /// PID namespace to be joined, by path.
-    pub(super) pid_namespace: Option<String>,
+    /// PID namespace to be joined.
+    pub(super) pid_namespace: Option<OwnedFd>,
     pub(super) rootfs: OwnedFd,
     pub(super) volumes: Vec<OwnedFd>,
     pub(super) stdio: Option<[OwnedFd; 3]>,
     pub(super) report: OwnedFd,
     pub(super) start_report: OwnedFd,
     pub(super) supervisor: &'a OwnedFd,
+    /// Of the pod, where it has one of its own.
+    pub(super) user_namespace: Option<&'a UserNamespace>,
 }
 
 /// The creator's life. Its exit code says nothing; its report does.
@@ -58,10 +61,16 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
     keep.extend([job.start_report.as_raw_fd(), job.supervisor.as_raw_fd()]);
     keep.extend(job.volumes.iter().map(AsRawFd::as_raw_fd));
     keep.extend(job.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
+    keep.extend(job.pid_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(job.user_namespace.map(|namespace| namespace.descriptor().as_raw_fd()));
     descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))?;
     sandbox::set_oom_score(job.request.oom_score_adj).map_err(Fault::io("cannot set the container's oom score"))?;
+    let (moved, sources) = match job.user_namespace {
+        Some(namespace) => reach::take_sources(&job.bundle, namespace, job.volumes.len())?,
+        None => Default::default(),
+    };
     let rootfs = attach_root(job)?;
-    volumes::attach(&job.bundle, &job.volumes)?;
+    volumes::attach(&job.bundle, job.volumes.iter().chain(&sources))?;
     crash::reach(Point::CreatorBegun).map_err(Fault::io("cannot call the runtime"))?;
     let made = runtime::create(runtime::Order {
         id: &job.request.container_id,
@@ -69,12 +78,14 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
         state: &job.runtime_dir,
         limited: job.cgroup.is_some(),
         controllers: job.pod_cgroup.as_deref().map(cgroup::controllers),
-        pid_namespace: job.pid_namespace.as_deref(),
+        pid_namespace: job.pid_namespace.as_ref().map(descriptors::path),
         own_pid_namespace: job.request.pid() != NamespaceMode::Node,
         stdio: job.stdio.as_ref(),
         start_report: &job.start_report,
         supervisor: job.supervisor,
         filters: Path::new(&job.request.seccomp_store),
+        user_namespace: job.user_namespace,
+        moved: &moved,
     })?;
     if let Err(error) = crash::reach(Point::CreatorMade) {
         signal_process(made.pid, Signal::KILL);

@@ -67,6 +67,7 @@ impl Pod {
             stdio: stdio.as_ref(),
             report: &theirs,
             oom_score_adj: container.oom_score_adj,
+            user_namespace: self.user_namespace.as_ref(),
         };
         // Nobody in a user namespace may enter the PID namespace in which he is.
         let is_here = container.pid_mode == NamespaceMode::Node;

@@ -20,6 +20,7 @@ use rustix::thread::ThreadNameSpaceType;
 use super::fault::{Fault, Result};
 use super::process_settings::{Capabilities, Process, Settings, find_program, path_of};
 use super::seccomp::Filter;
+use super::user_namespace::UserNamespace;
 use super::{credentials, filters, requests, runtime, sandbox, signals};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
@@ -57,6 +58,8 @@ pub struct Entry<'a> {
     pub report: &'a OwnedFd,
     /// Of the container.
     pub oom_score_adj: i32,
+    /// Of the pod, where it has one of its own.
+    pub user_namespace: Option<&'a UserNamespace>,
 }
 
 /// What was read, done and opened while nobody in the container could see it.
@@ -112,9 +115,16 @@ pub fn prepare(entry: &Entry<'_>, helper: RawFd) -> Result<Prepared> {
     process.apparmor_profile.as_deref().map_or(Ok(()), apply_profile)?;
     sandbox::set_oom_score(entry.oom_score_adj).map_err(Fault::io("cannot set the process's oom score"))?;
     let last_capability = credentials::last_capability();
+    if let (Some(namespace), Some(stdio)) = (entry.user_namespace, entry.stdio) {
+        // From inside, a pipe of somebody outside cannot be given to anybody.
+        runtime::give_pipes_to(namespace.outside(process.user.uid, process.user.gid)?, stdio)?;
+    }
     let namespaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     rustix::thread::move_into_thread_name_spaces(entry.target.as_fd(), namespaces)
         .map_err(Fault::io("cannot join the container's namespaces"))?;
+    if let Some(namespace) = entry.user_namespace {
+        namespace.enter().map_err(Fault::io("cannot join the pod's user namespace"))?;
+    }
     credentials::narrow_to(&capabilities, &JOINING, last_capability)?;
     Ok(Prepared { process, capabilities, filter })
 }
@@ -160,6 +170,7 @@ fn join(entry: &Entry<'_>, prepared: Prepared) -> Result<()> {
 /// Nothing of the supervisor's comes along: the logs, pipes and sockets of the pod end here.
 fn keep_only(entry: &Entry<'_>, helper: RawFd) -> Result<()> {
     let mut keep: Vec<RawFd> = vec![entry.target.as_raw_fd(), entry.report.as_raw_fd(), helper];
+    keep.extend(entry.user_namespace.map(|namespace| namespace.descriptor().as_raw_fd()));
     keep.extend(entry.stdio.into_iter().flatten().map(AsRawFd::as_raw_fd));
     descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))
 }

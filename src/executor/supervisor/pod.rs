@@ -17,6 +17,7 @@ use super::log::{Scratch, Stream};
 use super::reactor::{Reactor, Ready, Source};
 use super::shutdown::Shutdown;
 use super::signals::Ending;
+use super::user_namespace::UserNamespace;
 use crate::proto::supervisor::SandboxSpec;
 
 /// A supervisor's all.
@@ -26,6 +27,8 @@ pub struct Pod {
     pub(super) record_dir: PathBuf,
     /// This very process, for children to see whether it lives.
     pub(super) own: OwnedFd,
+    /// The pod's own.
+    pub(super) user_namespace: Option<UserNamespace>,
     /// PID 1 of a shared PID namespace.
     pub(super) init: Option<i32>,
     pub(super) reactor: Reactor,
@@ -69,6 +72,7 @@ impl Pod {
             state_dir,
             record_dir,
             own,
+            user_namespace: None,
             init,
             reactor,
             listener,

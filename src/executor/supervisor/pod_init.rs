@@ -13,6 +13,7 @@ use rustix::thread::UnshareFlags;
 
 use super::fault::{Fault, Result};
 use super::process_settings::Capabilities;
+use super::user_namespace::UserNamespace;
 use super::{credentials, sandbox, signals};
 use crate::sys::{descriptors, fork, namespaces};
 
@@ -20,8 +21,10 @@ use crate::sys::{descriptors, fork, namespaces};
 const ANY_DIRECTORY: &str = "/proc";
 
 /// Forks it; answers its process id.
-pub fn start(supervisor: &OwnedFd) -> Result<i32> {
+pub fn start(supervisor: &OwnedFd, user_namespace: Option<&UserNamespace>) -> Result<i32> {
     let enter = |_| {
+        // Whose the PID namespace then is: who mounts its /proc must be privileged there.
+        user_namespace.map_or(Ok(()), UserNamespace::enter)?;
         namespaces::unshare(UnshareFlags::NEWPID)?;
         // In the helper, which nobody in the new namespace sees.
         Ok(give_up_everything())

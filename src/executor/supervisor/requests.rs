@@ -40,6 +40,7 @@ impl Pod {
             Op::Connect(request) => self.dial(asker, request.port).map(|()| None),
             Op::Pause(request) => self.pause(&request).map(done),
             Op::Network(_) => network::counters().map(|reply| Some(Answer::of(reply::Result::Network(reply)))),
+            Op::UserNamespace(_) => self.pass_user_namespace().map(Some),
             Op::Shutdown(request) => self.shut_down(asker, &request).map(|()| None),
         }
     }
@@ -136,6 +137,13 @@ impl Pod {
         }
         self.after_log(&request.container_id);
         Ok(Answer { result: reply::Result::Empty(wire::Empty {}), descriptors: stdin.into_iter().collect() })
+    }
+
+    fn pass_user_namespace(&self) -> Result<Answer> {
+        let own = self.user_namespace.as_ref();
+        let own = own.ok_or_else(|| Fault::state("the pod has no user namespace of its own"))?;
+        let descriptor = own.descriptor().try_clone().map_err(Fault::io("cannot pass the user namespace"))?;
+        Ok(Answer { result: reply::Result::Empty(wire::Empty {}), descriptors: vec![descriptor] })
     }
 
     fn close_stdin(&mut self, id: &str) -> Result<()> {

@@ -25,7 +25,8 @@ use super::dev_mount::DevMount;
 use super::fault::{Fault, Result};
 use super::process_settings::{find_program, path_of};
 use super::runtime_notes::Notes;
-use super::{adaptation, console, preflight, sandbox, signals};
+use super::user_namespace::UserNamespace;
+use super::{adaptation, console, preflight, reach, sandbox, signals};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::sys::{descriptors, fork};
@@ -57,7 +58,7 @@ pub struct Order<'a> {
     /// Controllers there; `None` without cgroups.
     pub controllers: Option<Vec<String>>,
     /// PID namespace to join.
-    pub pid_namespace: Option<&'a str>,
+    pub pid_namespace: Option<PathBuf>,
     /// Whether it has a PID namespace other than the node's.
     pub own_pid_namespace: bool,
     /// Its standard streams; none: a terminal is made.
@@ -68,6 +69,10 @@ pub struct Order<'a> {
     pub supervisor: &'a OwnedFd,
     /// Where compiled seccomp filters are kept; without a name: nowhere.
     pub filters: &'a Path,
+    /// Of the pod, where it has one of its own.
+    pub user_namespace: Option<&'a UserNamespace>,
+    /// Mounts of the specification, by number, whose sources are elsewhere.
+    pub moved: &'a [(usize, PathBuf)],
 }
 
 /// What was created.
@@ -90,7 +95,7 @@ pub fn create(order: Order<'_>) -> Result<Created> {
     let mut spec = oci::Spec::load(&path).map_err(Fault::because(format!("cannot read {}", path.display())))?;
     let not_enforced = adaptation::adapt(&mut spec, &order)?;
     let confinement = Confinement::take_from(&mut spec, order.filters, order.bundle)?;
-    let owner = owner(&spec);
+    let owner = owner(&spec, order.user_namespace)?;
     order.stdio.map_or(Ok(()), |stdio| give_pipes_to(owner, stdio))?;
     let console = match order.stdio {
         Some(_) => None,
@@ -99,6 +104,7 @@ pub fn create(order: Order<'_>) -> Result<Created> {
     preflight::check_sources(&order.bundle.join("rootfs"), spec.mounts().iter().flatten())?;
     let over_dev = DevMount::take_from(&mut spec)?;
     write_spec(&mut spec, &order)?;
+    order.user_namespace.map_or(Ok(()), |_| reach::make_reachable(order.bundle))?;
     let pid = build(&order, console.is_some(), confinement).map_err(|fault| with_directory(fault, &spec))?;
     let terminal = console.map(|listener| console::receive(&listener, owner, order.bundle)).transpose()?;
     Ok(Created { pid, terminal, not_enforced, below_proc: below_proc(&spec), over_dev })
@@ -166,10 +172,11 @@ pub fn start(state: &Path, id: &str) -> Result<()> {
         .map_err(|error| Fault::new(wire::ErrorKind::Internal, chain(&error)))
 }
 
-fn owner(spec: &oci::Spec) -> (Uid, Gid) {
+fn owner(spec: &oci::Spec, user_namespace: Option<&UserNamespace>) -> Result<(Uid, Gid)> {
     let user = spec.process().as_ref().map(|process| (process.user().uid(), process.user().gid()));
     let (uid, gid) = user.unwrap_or_default();
-    (Uid::from_raw(uid), Gid::from_raw(gid))
+    let here = (Uid::from_raw(uid), Gid::from_raw(gid));
+    user_namespace.map_or(Ok(here), |namespace| namespace.outside(uid, gid))
 }
 
 /// A pipe belongs to who made it; a container of another user could not open /dev/stdout.

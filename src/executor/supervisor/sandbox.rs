@@ -16,11 +16,12 @@ use rustix::thread::UnshareFlags;
 
 use super::fault::{Fault, Result};
 use super::pod::Pod;
+use super::user_namespace::UserNamespace;
 use super::{cgroup, pod_init, signals, sysctl, template};
 use crate::executor::leftovers::ProcessRecord;
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
-use crate::proto::supervisor::{ErrorKind, NamespaceMode, SandboxSpec};
+use crate::proto::supervisor::{NamespaceMode, SandboxSpec};
 use crate::sys::crash::{self, Point};
 use crate::sys::{descriptors, loopback};
 
@@ -69,12 +70,6 @@ pub fn live(birth: Birth) -> i32 {
 
 fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     template::assert_one_thread()?;
-    if !spec.uid_maps.is_empty() || !spec.gid_maps.is_empty() {
-        return Err(Fault::new(
-            ErrorKind::Unimplemented,
-            "a pod with a user namespace of its own is not supported yet",
-        ));
-    }
     let state_dir = checked_directory(&spec.state_dir, "state")?;
     let record_dir = checked_directory(&spec.record_dir, "record")?;
     rustix::process::setsid().map_err(Fault::io("cannot start a session"))?;
@@ -82,7 +77,7 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     speak_into(&state_dir)?;
     let children = signals::watch_children()?;
     set_oom_score(spec.oom_score_adj).map_err(Fault::io("cannot set the supervisor's oom score"))?;
-    make_namespaces(&spec)?;
+    let user_namespace = make_namespaces(&spec)?;
     mount_shm(&spec, &state_dir)?;
     crash::reach(Point::SupervisorNamespaces).map_err(Fault::io("cannot make the pod's namespaces"))?;
     if spec.cgroup.is_empty() {
@@ -93,12 +88,13 @@ fn make(spec: SandboxSpec, listener: OwnedFd) -> Result<Pod> {
     let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
         .map_err(Fault::io("cannot open a descriptor of this process"))?;
     let init = match spec.pid() {
-        NamespaceMode::Pod => Some(pod_init::start(&own)?),
+        NamespaceMode::Pod => Some(pod_init::start(&own, user_namespace.as_ref())?),
         _ => None,
     };
     record(&state_dir, init)?;
     crash::reach(Point::SupervisorRecorded).map_err(Fault::io("cannot record the supervisor's process"))?;
-    Pod::new(spec, state_dir, record_dir, listener, children, own, init)
+    let pod = Pod::new(spec, state_dir, record_dir, listener, children, own, init)?;
+    Ok(Pod { user_namespace, ..pod })
 }
 
 fn checked_directory(path: &str, what: &str) -> Result<PathBuf> {
@@ -126,11 +122,13 @@ fn speak_into(state_dir: &Path) -> Result<()> {
     rustix::stdio::dup2_stderr(&file).map_err(Fault::io(failed))
 }
 
-fn make_namespaces(spec: &SandboxSpec) -> Result<()> {
+/// With a user namespace of the pod's own, the others belong to it; this process only lives in them.
+fn make_namespaces(spec: &SandboxSpec) -> Result<Option<UserNamespace>> {
+    let user_namespace = UserNamespace::of(spec)?;
     let mut flags = UnshareFlags::NEWNS;
-    flags.set(UnshareFlags::NEWNET, spec.network() != NamespaceMode::Node);
-    flags.set(UnshareFlags::NEWIPC, spec.ipc() != NamespaceMode::Node);
-    flags.set(UnshareFlags::NEWUTS, !spec.hostname.is_empty());
+    if user_namespace.is_none() {
+        flags |= shared_namespaces(spec);
+    }
     crate::sys::namespaces::unshare(flags).map_err(Fault::io("cannot make the pod's namespaces"))?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
@@ -142,7 +140,18 @@ fn make_namespaces(spec: &SandboxSpec) -> Result<()> {
     if spec.network() != NamespaceMode::Node {
         loopback::up().map_err(Fault::io("cannot bring the loopback interface up"))?;
     }
-    sysctl::apply(spec)
+    // In a namespace of another owner they are not this process's to write.
+    user_namespace.as_ref().map_or_else(|| sysctl::apply(spec), |_| Ok(()))?;
+    Ok(user_namespace)
+}
+
+/// What all containers of the pod share.
+pub fn shared_namespaces(spec: &SandboxSpec) -> UnshareFlags {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWNET, spec.network() != NamespaceMode::Node);
+    flags.set(UnshareFlags::NEWIPC, spec.ipc() != NamespaceMode::Node);
+    flags.set(UnshareFlags::NEWUTS, !spec.hostname.is_empty());
+    flags
 }
 
 fn mount_shm(spec: &SandboxSpec, state_dir: &Path) -> Result<()> {
@@ -158,7 +167,10 @@ fn mount_shm(spec: &SandboxSpec, state_dir: &Path) -> Result<()> {
     }
     let size = if spec.shm_size_bytes == 0 { SHM_DEFAULT_BYTES } else { spec.shm_size_bytes };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("shm"), &target, Some("tmpfs"), flags, Some(format!("mode=1777,size={size}").as_str()))
+    // Root of the pod: without a user namespace of its own it is this process's.
+    let owner = spec.uid_maps.first().map_or(0, |map| map.host_id);
+    let options = format!("mode=1777,size={size},uid={owner},gid={owner}");
+    mount(Some("shm"), &target, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(Fault::io(format!("cannot mount the pod's /dev/shm of {size} bytes")))
 }
 

@@ -14,13 +14,14 @@ use crate::sys::propagation::{self, Propagation};
 /// Where they are attached, from the bundle: a name is a number.
 const DIRECTORY: &str = "volumes";
 
-fn place(bundle: &Path, number: usize) -> PathBuf {
+/// Where volume `number` is attached.
+pub fn place(bundle: &Path, number: usize) -> PathBuf {
     bundle.join(DIRECTORY).join(number.to_string())
 }
 
 /// Attaches each at its place, which is made a directory or a file, as the mount's root is.
-pub fn attach(bundle: &Path, volumes: &[OwnedFd]) -> Result<()> {
-    for (number, volume) in volumes.iter().enumerate() {
+pub fn attach<'a>(bundle: &Path, volumes: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
+    for (number, volume) in volumes.enumerate() {
         let place = place(bundle, number);
         let failed = || format!("cannot attach the volume {}", place.display());
         make_place(&place, volume).map_err(Fault::io(failed()))?;

@@ -17,6 +17,7 @@ use rustix::fs::{
 
 use super::super::ImageError;
 use super::super::layers::io_error;
+use crate::sys::owners::IdRange;
 use crate::sys::removal::remove_path;
 
 /// Marks of overlayfs, which a copy must not have.
@@ -26,10 +27,10 @@ const DEPTH_LIMIT: usize = 2048;
 /// Names of attributes of one file, and one value: the kernel's own limits.
 const ATTRIBUTE_LIMIT_BYTES: usize = 64 << 10;
 
-/// Copies `trees`, lowest first, into the directory `to`.
-pub fn copy_layers(trees: Vec<PathBuf>, to: &Path) -> Result<(), ImageError> {
+/// Copies `trees`, lowest first, into the directory `to`; with `ids`, owners become that namespace's.
+pub fn copy_layers(trees: Vec<PathBuf>, to: &Path, ids: Option<IdRange>) -> Result<(), ImageError> {
     for tree in trees {
-        let mut copy = Copy { linked: HashMap::new() };
+        let mut copy = Copy { linked: HashMap::new(), ids };
         copy.directory(&tree, to, 0).map_err(io_error("copy a layer to", to))?;
     }
     Ok(())
@@ -38,6 +39,13 @@ pub fn copy_layers(trees: Vec<PathBuf>, to: &Path) -> Result<(), ImageError> {
 struct Copy {
     /// First copy of each file that has several names.
     linked: HashMap<u64, PathBuf>,
+    ids: Option<IdRange>,
+}
+
+/// An owner outside the namespace `ids`; one that it has not got stays nobody's.
+pub fn owner(uid: u32, gid: u32, ids: Option<IdRange>) -> (Uid, Gid) {
+    let of = |id: u32| ids.and_then(|ids| ids.outside(id)).unwrap_or(id);
+    (Uid::from_raw(of(uid)), Gid::from_raw(of(gid)))
 }
 
 impl Copy {
@@ -58,7 +66,7 @@ impl Copy {
             if kind.is_dir() {
                 self.make_directory(&source, &target)?;
                 self.directory(&source, &target, depth + 1)?;
-                copy_attributes(&source, &target, &metadata)?;
+                copy_attributes(&source, &target, &metadata, self.ids)?;
                 continue;
             }
             remove_path(&target)?;
@@ -67,7 +75,7 @@ impl Copy {
                 continue;
             }
             copy_file(&source, &target, kind)?;
-            copy_attributes(&source, &target, &metadata)?;
+            copy_attributes(&source, &target, &metadata, self.ids)?;
             if metadata.nlink() > 1 {
                 self.linked.insert(entry.ino(), target);
             }
@@ -103,8 +111,8 @@ fn copy_file(source: &Path, target: &Path, kind: fs::FileType) -> io::Result<()>
     io::copy(&mut &from, &mut &to).map(drop)
 }
 
-fn copy_attributes(source: &Path, target: &Path, metadata: &fs::Metadata) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
+fn copy_attributes(source: &Path, target: &Path, metadata: &fs::Metadata, ids: Option<IdRange>) -> io::Result<()> {
+    let (uid, gid) = owner(metadata.uid(), metadata.gid(), ids);
     chownat(CWD, target, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     if !metadata.is_symlink() {
         chmodat(CWD, target, Mode::from_raw_mode(metadata.mode() & 0o7777), AtFlags::empty())?;

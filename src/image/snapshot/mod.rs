@@ -2,18 +2,19 @@
 //!
 //! A snapshot is `snapshots/KEY/` with `upper/` and `work/` of an overlay mount, and `snapshot.json`, written last and
 //! synced before a snapshot is answered. Where the file system refuses overlays, `rootfs/` is a plain copy of the
-//! layers. The mount itself is a descriptor and is made anew each time a snapshot is asked for; nothing is attached.
+//! layers; so it is where a container has a user namespace of its own and layers cannot be shown as that namespace's. The mount itself is a descriptor and is made anew each time a snapshot is asked for; nothing is attached.
 
 pub mod copy;
 mod points;
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Gid, Mode, Uid, chmodat, chownat, statat};
+use rustix::fs::{CWD, Mode, chmodat, chownat, statat};
 use serde::{Deserialize, Serialize};
 
 pub use points::MountPoint;
@@ -25,6 +26,7 @@ use super::{Image, ImageError, ImageErrorKind, Snapshot};
 use crate::store::{self, ContainerId};
 use crate::sys::crash::Point;
 use crate::sys::overlay::{Overlay, clone_tree};
+use crate::sys::owners::{IdRange, show_as};
 use crate::sys::removal::remove_path;
 use crate::sys::usage::{Usage, of_tree};
 
@@ -59,6 +61,9 @@ struct SnapshotRecord {
     sealed: bool,
     /// Whether it is a plain copy.
     copied: bool,
+    /// As whose ids its files are shown, or were copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ids: Option<IdRange>,
 }
 
 #[derive(Debug)]
@@ -125,19 +130,27 @@ impl Snapshots {
     }
 
     /// Makes the snapshot, or finds it again, and mounts it.
-    pub fn create(&self, key: &str, image: &Image, writes: &Writes) -> Result<Snapshot, ImageError> {
+    pub fn create(
+        &self,
+        key: &str,
+        image: &Image,
+        writes: &Writes,
+        owners: Option<&Owners>,
+    ) -> Result<Snapshot, ImageError> {
         let path = self.path(key)?;
         let layers = image.layers.iter().map(|text| text.parse::<Digest>());
         let layers: Vec<Digest> = layers.collect::<Result<_, _>>().map_err(|e| internal(e.to_string()))?;
-        let copied = !self.shared.overlay;
+        let copied = !self.shared.overlay || owners.is_some_and(|owners| !self.can_show_as(owners));
         let (read_only, sealed, points): (_, _, &[MountPoint]) = match writes {
             Writes::Kept => (false, false, &[]),
             Writes::MountPoints => (true, false, &[]),
             Writes::None(points) => (true, true, points),
         };
-        let record = SnapshotRecord { version: VERSION, image: image.id.clone(), layers, read_only, sealed, copied };
+        let ids = owners.map(|owners| owners.ids);
+        let record =
+            SnapshotRecord { version: VERSION, image: image.id.clone(), layers, read_only, sealed, copied, ids };
         match store::read::<SnapshotRecord>(&path.join(RECORD)) {
-            Ok(known) if known == record => return self.mount(&path, &record),
+            Ok(known) if known == record => return self.mount(&path, &record, owners),
             Ok(known) => {
                 let text = format!("snapshot {key} is there already, of image {}", known.image);
                 return Err(ImageError::new(ImageErrorKind::Busy, text));
@@ -146,7 +159,7 @@ impl Snapshots {
             Err(e) => return Err(e.into()),
         }
         self.shared.store.use_layers(key, &record.layers)?;
-        let result = self.make(&path, &record, points).and_then(|()| self.mount(&path, &record));
+        let result = self.make(&path, &record, points).and_then(|()| self.mount(&path, &record, owners));
         if result.is_err() {
             // The error is told; what is left goes at the next open at the latest.
             let _ = remove(&path);
@@ -162,16 +175,17 @@ impl Snapshots {
         if record.copied {
             let rootfs = path.join(ROOTFS);
             make_directory(&rootfs)?;
-            copy::copy_layers(self.trees(&record.layers), &rootfs)?;
-            self.copy_root_attributes(&record.layers, &rootfs)?;
+            copy::copy_layers(self.trees(&record.layers), &rootfs, record.ids)?;
+            self.copy_root_attributes(&record.layers, &rootfs, record.ids)?;
             points::make(&clone_tree(&rootfs, false).map_err(io_error("clone", &rootfs))?, points)?;
         } else {
             let upper = path.join(UPPER);
             make_directory(&upper)?;
             make_directory(&path.join(WORK))?;
-            self.copy_root_attributes(&record.layers, &upper)?;
+            // Of a sealed one the upper directory is a layer among layers, and shown as they are.
+            self.copy_root_attributes(&record.layers, &upper, record.ids.filter(|_| !record.sealed))?;
             if !points.is_empty() {
-                points::make(&self.mount_overlay(path, &record.layers, Access::Write)?, points)?;
+                points::make(&self.mount_overlay(path, &record.layers, Access::Write, None)?, points)?;
             }
         }
         store::write(&path.join(RECORD), record)?;
@@ -179,13 +193,19 @@ impl Snapshots {
         sync_directory(&self.shared.directory)
     }
 
-    fn mount(&self, path: &Path, record: &SnapshotRecord) -> Result<Snapshot, ImageError> {
+    /// Whether layers can be shown with other owners than they have on disk.
+    fn can_show_as(&self, owners: &Owners) -> bool {
+        let tried = clone_tree(&self.shared.empty[0], false);
+        tried.and_then(|tree| show_as(tree.as_fd(), owners.user_namespace.as_fd(), false)).is_ok()
+    }
+
+    fn mount(&self, path: &Path, record: &SnapshotRecord, owners: Option<&Owners>) -> Result<Snapshot, ImageError> {
         let written = path.join(if record.copied { ROOTFS } else { UPPER });
         let mount = if record.copied {
             clone_tree(&written, record.sealed).map_err(io_error("clone", &written))?
         } else {
             let access = if record.sealed { Access::Read } else { Access::Write };
-            self.mount_overlay(path, &record.layers, access)?
+            self.mount_overlay(path, &record.layers, access, owners.map(|owners| &*owners.user_namespace))?
         };
         Ok(Snapshot { mount, upper: (!record.read_only).then_some(written) })
     }
@@ -195,7 +215,8 @@ impl Snapshots {
         path: &Path,
         layers: &[Digest],
         access: Access,
-    ) -> Result<std::os::fd::OwnedFd, ImageError> {
+        owners: Option<&OwnedFd>,
+    ) -> Result<OwnedFd, ImageError> {
         let (upper, work) = (path.join(UPPER), path.join(WORK));
         let mut lower: Vec<PathBuf> = self.trees(layers);
         lower.reverse();
@@ -208,6 +229,7 @@ impl Snapshots {
             lower: &lower,
             upper: (access == Access::Write).then_some((upper.as_path(), work.as_path())),
             user_attributes: self.shared.user_attributes,
+            owners: owners.map(AsFd::as_fd),
         };
         overlay.mount().map_err(io_error("mount an overlay for", path))
     }
@@ -226,19 +248,21 @@ impl Snapshots {
     }
 
     /// An overlay's root directory looks like its topmost directory: so that one must look as the image says.
-    fn copy_root_attributes(&self, layers: &[Digest], to: &Path) -> Result<(), ImageError> {
+    fn copy_root_attributes(&self, layers: &[Digest], to: &Path, ids: Option<IdRange>) -> Result<(), ImageError> {
         let store = self.shared.store.layers();
         let says_so = |diff_id: &&Digest| store.extent(diff_id).is_some_and(|extent| extent.has_root);
         let mut mode = Mode::from_raw_mode(0o755);
+        let (mut uid, mut gid) = (0, 0);
         if let Some(diff_id) = layers.iter().rev().find(says_so) {
             let tree = store.tree(diff_id);
             let stat =
                 statat(CWD, &tree, rustix::fs::AtFlags::empty()).map_err(|e| io_error("look at", &tree)(e.into()))?;
-            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-            chownat(CWD, to, Some(uid), Some(gid), rustix::fs::AtFlags::empty())
-                .map_err(|e| io_error("change owner of", to)(e.into()))?;
+            (uid, gid) = (stat.st_uid, stat.st_gid);
             mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
         }
+        let (uid, gid) = copy::owner(uid, gid, ids);
+        chownat(CWD, to, Some(uid), Some(gid), rustix::fs::AtFlags::empty())
+            .map_err(|e| io_error("change owner of", to)(e.into()))?;
         chmodat(CWD, to, mode, rustix::fs::AtFlags::empty()).map_err(|e| io_error("change mode of", to)(e.into()))
     }
 
@@ -357,6 +381,15 @@ pub enum Writes {
     None(Vec<MountPoint>),
 }
 
+/// Whom the files of a snapshot belong to when its container has a user namespace of its own.
+#[derive(Debug, Clone)]
+pub struct Owners {
+    /// The namespace.
+    pub user_namespace: Arc<OwnedFd>,
+    /// What it maps, users and groups alike.
+    pub ids: IdRange,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
@@ -370,7 +403,7 @@ fn probe_overlay(directory: &Path, empty: &[PathBuf], user_attributes: bool) -> 
     let (upper, work) = (path.join(UPPER), path.join(WORK));
     make_directory(&upper)?;
     make_directory(&work)?;
-    let overlay = Overlay { lower: empty, upper: Some((&upper, &work)), user_attributes };
+    let overlay = Overlay { lower: empty, upper: Some((&upper, &work)), user_attributes, owners: None };
     let result = overlay.mount();
     remove(&path)?;
     match result {

@@ -1,10 +1,14 @@
 //! Snapshots on real overlay mounts, seen through their detached mounts.
 
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use super::support::*;
-use crate::image::{ImageErrorKind, MountPoint};
+use crate::image::{ImageErrorKind, MountPoint, Owners, Writes};
+use crate::sys::owners::IdRange;
 
 const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -70,6 +74,65 @@ async fn a_snapshot_shows_the_layers_and_takes_writes() {
     images.remove_snapshot(KEY).await.expect("removed");
     images.remove_snapshot(KEY).await.expect("again is fine");
     assert_eq!(std::fs::read_dir(scratch.options().root.join("snapshots")).expect("listed").count(), 0);
+}
+
+/// A user namespace with these ids.
+fn owners(ids: IdRange) -> Owners {
+    let mut child = Command::new("unshare")
+        .args(["--user", "sh", "-c", "echo; read line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare");
+    BufReader::new(child.stdout.as_mut().expect("its output")).read_line(&mut String::new()).expect("it is there");
+    for map in ["uid_map", "gid_map"] {
+        let line = format!("0 {} {}", ids.first, ids.length);
+        std::fs::write(format!("/proc/{}/{map}", child.id()), line).expect("mapped");
+    }
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/user", child.id())).expect("opened");
+    drop(child.stdin.take());
+    child.wait().expect("its end");
+    Owners { user_namespace: Arc::new(namespace.into()), ids }
+}
+
+/// With idmapped mounts where this is root, with a copy where it is not.
+#[tokio::test]
+async fn a_snapshot_for_a_user_namespace_belongs_to_its_users() {
+    if !in_node("snapshots::a_snapshot_for_a_user_namespace_belongs_to_its_users") {
+        return;
+    }
+    let scratch = Scratch::new("owners");
+    let layer = Layer::new()
+        .raw(b'5', b"./", b"", b"", |h| h.set_mode(0o750))
+        .dir("etc")
+        .raw(b'0', b"seven", b"", b"x", |h| {
+            h.set_uid(7);
+            h.set_gid(8);
+            h.set_mode(0o4755);
+        })
+        .file("hidden", "x")
+        .tar();
+    let above = Layer::new().file(".wh.hidden", "").tar();
+    let image = commit(&scratch.store(), &[layer, above], "docker.io/library/x:1").await;
+    let images = scratch.images().await;
+    let owners = owners(IdRange { first: 2000, length: 1000 });
+    for (key, writes) in [(KEY, Writes::Kept), ("sealed", Writes::None(Vec::new()))] {
+        let snapshot = images.snapshot_for(key, &image, writes, Some(owners.clone())).await.expect(key);
+        for (path, uid, gid, mode) in
+            [(".", 2000, 2000, 0o750), ("etc", 2000, 2000, 0o755), ("seven", 2007, 2008, 0o4755)]
+        {
+            let seen = std::fs::metadata(inside(&snapshot, path)).expect(path);
+            assert_eq!((seen.uid(), seen.gid(), seen.mode() & 0o7777), (uid, gid, mode), "{key} {path}");
+        }
+        assert!(!inside(&snapshot, "hidden").exists());
+    }
+    drop(images);
+    let images = scratch.images().await;
+    let again = images.snapshot_for(KEY, &image, Writes::Kept, Some(owners)).await.expect("found again");
+    assert_eq!(std::fs::metadata(inside(&again, "seven")).expect("seven").uid(), 2007);
+    assert_eq!(images.snapshot(KEY, &image, false).await.expect_err("another's").kind, ImageErrorKind::Busy);
+    let plain = images.snapshot("plain", &image, false).await.expect("a snapshot");
+    assert_eq!(std::fs::metadata(inside(&plain, "seven")).expect("seven").uid(), 7, "the layer is as it was");
 }
 
 #[tokio::test]
@@ -138,7 +201,7 @@ async fn without_overlays_a_copy_shows_the_same() {
     let trees = image.layers.iter().map(|id| store.layers().tree(&id.parse().expect("a digest"))).collect();
     let copy = scratch.0.join("copy");
     std::fs::create_dir(&copy).expect("made");
-    crate::image::snapshot::copy::copy_layers(trees, &copy).expect("copied");
+    crate::image::snapshot::copy::copy_layers(trees, &copy, None).expect("copied");
     let list = |root: std::path::PathBuf| {
         let find = std::process::Command::new("find")
             .current_dir(root)
@@ -165,7 +228,8 @@ async fn old_kernels_mount_with_one_option_string() {
     let store = scratch.store();
     let lower: Vec<_> =
         image.layers.iter().rev().map(|id| store.layers().tree(&id.parse().expect("a digest"))).collect();
-    let overlay = crate::sys::overlay::Overlay { lower: &lower, upper: None, user_attributes: in_user_namespace() };
+    let overlay =
+        crate::sys::overlay::Overlay { lower: &lower, upper: None, user_attributes: in_user_namespace(), owners: None };
     let snapshot = crate::image::Snapshot { mount: overlay.mount_classic().expect("mounted"), upper: None };
     assert_eq!(std::fs::read_to_string(inside(&snapshot, "etc/a")).expect("read"), "upper");
     assert!(!inside(&snapshot, "etc/gone").exists());
