@@ -7,7 +7,7 @@
 //! that it was found to be other than it was: it is taken for missing, and the next unpack replaces it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -32,7 +32,9 @@ const TREE: &str = "tree";
 const RECIPE: &str = "recipe";
 const DAMAGED: &str = "damaged";
 /// What a file of ours takes on disk is counted in these.
-const BLOCK_BYTES: u64 = 4096;
+pub(super) const BLOCK_BYTES: u64 = 4096;
+/// A layer's directory and its record.
+const OWN_INODES: u64 = 2;
 /// In front of a random name: being unpacked, or being removed.
 const TEMPORARY_PREFIX: &str = ".temporary-";
 
@@ -45,6 +47,9 @@ struct LayerRecord {
     inodes: u64,
     /// Whether the layer has an entry for the root directory itself.
     has_root: bool,
+    /// Whether it can only be copied, since its file system has no whiteouts that overlayfs knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hides_by_name: bool,
     /// Size of its tar, where it has a recipe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     plain_bytes: Option<u64>,
@@ -131,7 +136,6 @@ impl Drop for Temporary {
 impl LayerStore {
     /// Reads which layers are in `directory`, and removes what a crash left half made. Blocking.
     pub(super) fn open(directory: PathBuf, in_user_namespace: bool) -> Result<Self, ImageError> {
-        let mark = if in_user_namespace { OpaqueMark::User } else { OpaqueMark::Trusted };
         make_directory(&directory)?;
         let mut table = Table::default();
         for entry in std::fs::read_dir(&directory).map_err(io_error("read", &directory))? {
@@ -143,6 +147,7 @@ impl LayerStore {
                 table.layers.insert(diff_id, layer);
             }
         }
+        let mark = try_marks(&directory, in_user_namespace)?;
         Ok(Self { shared: Arc::new(Shared { directory, mark, table: Mutex::new(table) }) })
     }
 
@@ -189,10 +194,12 @@ impl LayerStore {
         self.shared.table().layers.get(diff_id).map(|layer| layer.extent)
     }
 
-    /// Of all layers together.
+    /// Bytes and inodes of all layers together, with their directories and records.
     pub fn total(&self) -> (u64, u64) {
         let table = self.shared.table();
-        let sum = |(bytes, inodes), layer: &Layer| (bytes + layer.extent.bytes, inodes + layer.extent.inodes);
+        let sum = |(bytes, inodes), layer: &Layer| {
+            (bytes + layer.extent.bytes + OWN_INODES * BLOCK_BYTES, inodes + layer.extent.inodes + OWN_INODES)
+        };
         table.layers.values().fold((0, 0), sum)
     }
 
@@ -256,6 +263,7 @@ impl LayerStore {
             bytes: extent.bytes,
             inodes: extent.inodes,
             has_root: extent.has_root,
+            hides_by_name: extent.hides_by_name,
             plain_bytes,
         };
         store::write(&temporary.path.join(RECORD), &record)?;
@@ -324,7 +332,8 @@ fn read_layer(path: &Path, name: &str) -> Option<(Digest, Layer)> {
     let diff_id: Digest = name.replacen('-', ":", 1).parse().ok()?;
     match store::read::<LayerRecord>(&path.join(RECORD)) {
         Ok(record) if record.version == VERSION && record.diff_id == diff_id => {
-            let extent = Extent { bytes: record.bytes, inodes: record.inodes, has_root: record.has_root };
+            let LayerRecord { bytes, inodes, has_root, hides_by_name, .. } = record;
+            let extent = Extent { bytes, inodes, has_root, hides_by_name };
             let damaged = path.join(DAMAGED).exists();
             Some((diff_id, Layer { extent, plain_bytes: record.plain_bytes, damaged, touched: 0 }))
         }
@@ -337,6 +346,17 @@ fn read_layer(path: &Path, name: &str) -> Option<(Digest, Layer)> {
             None
         }
     }
+}
+
+/// How layers in `directory` are to say what they hide.
+fn try_marks(directory: &Path, in_user_namespace: bool) -> Result<OpaqueMark, ImageError> {
+    let probe = Temporary { path: directory.join(format!("{TEMPORARY_PREFIX}probe")) };
+    let mark = OpaqueMark::of(make_tree(&probe.path)?.as_fd(), in_user_namespace);
+    if mark == OpaqueMark::Names {
+        let shown = directory.display();
+        tracing::warn!("{shown} takes no whiteouts: images that delete files are copied for each container");
+    }
+    Ok(mark)
 }
 
 fn make_tree(path: &Path) -> Result<OwnedFd, ImageError> {

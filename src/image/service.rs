@@ -132,7 +132,7 @@ impl Images {
 
     /// Of images (first) and snapshots (second). Does not block.
     pub fn usage(&self) -> Result<(FilesystemUsage, FilesystemUsage), ImageError> {
-        let (bytes, inodes) = self.store.layers().total();
+        let (bytes, inodes) = self.store.total();
         let images = FilesystemUsage { mountpoint: self.options.root.clone(), bytes, inodes };
         let Usage { bytes, inodes } = self.snapshots.total();
         let mountpoint = self.snapshots.directory().to_owned();

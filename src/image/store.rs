@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::config;
 use super::digest::{Algorithm, Digest};
 use super::hasher::digest_of;
-use super::layers::{LayerStore, Temporary, file_name, io_error, make_directory, reach};
+use super::layers::{BLOCK_BYTES, LayerStore, Temporary, file_name, io_error, make_directory, reach};
 use super::lookup;
 use super::manifest::CONFIG_BYTES_MAX;
 use super::pins::Pins;
@@ -30,6 +30,8 @@ use crate::sys::crash::Point;
 const VERSION: u32 = 1;
 /// Names of one image, of each kind; older digests go first.
 const NAMES_LIMIT: usize = 1000;
+/// Its config and its record, of a block each.
+const FILES_OF_IMAGE: u64 = 2;
 
 /// Names under which an image is committed, in their full form (`docker.io/library/busybox:1.36`).
 #[derive(Debug, Clone, Default)]
@@ -212,6 +214,13 @@ impl Store {
             store::write(&self.record_path(&id), &record)?;
         }
         Ok(())
+    }
+
+    /// Bytes and inodes of layers and images together, as counted when they came.
+    pub fn total(&self) -> (u64, u64) {
+        let (bytes, inodes) = self.shared.layers.total();
+        let own = FILES_OF_IMAGE * self.index().images.len() as u64;
+        (bytes + own * BLOCK_BYTES, inodes + own)
     }
 
     /// Every image.

@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat,
 use rustix::io::{Errno, Result};
 
 /// Bytes of a block in `st_blocks`, whatever the file system's own are.
-const STAT_BLOCK_BYTES: u64 = 512;
+pub const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Bytes and inodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

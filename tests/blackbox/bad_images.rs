@@ -147,6 +147,20 @@ async fn damaged_archives_are_refused_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_is_told_once_and_named() {
+    let node = Node::start().await;
+    let output = node.cricket(["image", "load"]).arg(&node.dir).output().expect("our client");
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.lines().count() == 1, "{said}");
+    assert!(said.contains(&node.dir.display().to_string()) && said.contains("is a directory"), "{said}");
+    // A process' memory opens, and gives no byte.
+    let output = node.cricket(["image", "load", "/proc/self/mem"]).output().expect("our client");
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.lines().count() == 1 && said.contains("/proc/self/mem"), "{said}");
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
 async fn layers_that_reach_outside_write_nothing_there() {
     let node = Node::start().await;
     let outside = node.dir.join(TARGET);

@@ -20,6 +20,7 @@ mod debug_dump;
 mod disk_full;
 mod handlers;
 mod host_ports;
+mod hostile_images;
 mod hundred_pods;
 mod image_soak;
 mod images;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
@@ -38,8 +39,9 @@ pub struct Args {
 /// Runs it.
 pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
     let archive = open(args.file.as_deref())?;
+    let unread = Arc::new(OnceLock::new());
     let mut client = Client::connect(settings).await?;
-    let chunks = ReceiverStream::new(read_in_chunks(archive));
+    let chunks = ReceiverStream::new(read_in_chunks(archive, Arc::clone(&unread)));
     let mut messages = client.cricket.load_images(chunks).await.map_err(told)?.into_inner();
     let mut progress = Progress::new(!args.quiet);
     let mut images = Vec::new();
@@ -55,6 +57,11 @@ pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
         }
     };
     let totals = progress.finish();
+    // The daemon could only say that the archive is cut short.
+    if let Some(error) = unread.get() {
+        let shown = args.file.as_deref().unwrap_or(Path::new("standard input"));
+        bail!("cannot read {}: {error}", shown.display());
+    }
     result?;
     if args.output == Output::Json {
         let reports: Vec<_> = images.iter().map(|image| Report::new(image, totals)).collect();
@@ -68,6 +75,12 @@ fn open(path: Option<&Path>) -> anyhow::Result<Box<dyn Read + Send>> {
     match path.filter(|path| *path != Path::new("-")) {
         Some(path) => {
             let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+            if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                let path = path.display();
+                bail!(
+                    "{path} is a directory, not an archive; if it is an OCI layout: tar -C {path} -c . | cricket image load"
+                );
+            }
             Ok(Box::new(file))
         }
         None if std::io::stdin().is_terminal() => bail!("no archive: name a file, or pipe one to standard input"),
@@ -75,9 +88,12 @@ fn open(path: Option<&Path>) -> anyhow::Result<Box<dyn Read + Send>> {
     }
 }
 
-/// A thread of its own reads, because files and pipes block. A read that fails ends the archive early, which the
-/// daemon refuses as cut short.
-fn read_in_chunks(mut archive: Box<dyn Read + Send>) -> mpsc::Receiver<LoadImagesRequest> {
+/// A thread of its own reads, because files and pipes block. A read that fails ends the archive early and is left in
+/// `unread`.
+fn read_in_chunks(
+    mut archive: Box<dyn Read + Send>,
+    unread: Arc<OnceLock<std::io::Error>>,
+) -> mpsc::Receiver<LoadImagesRequest> {
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
     std::thread::spawn(move || {
         loop {
@@ -86,7 +102,8 @@ fn read_in_chunks(mut archive: Box<dyn Read + Send>) -> mpsc::Receiver<LoadImage
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) => {
-                    eprintln!("cricket: reading the archive: {error}");
+                    // Set once: the thread ends here.
+                    let _ = unread.set(error);
                     return;
                 }
             }

@@ -4,9 +4,11 @@
 //! never followed.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +19,7 @@ use rustix::fs::{
 
 use super::super::ImageError;
 use super::super::layers::io_error;
+use super::super::unpack::{OPAQUE_NAME, WHITEOUT_PREFIX};
 use crate::sys::owners::IdRange;
 use crate::sys::removal::remove_path;
 
@@ -63,6 +66,13 @@ impl Copy {
                 remove_path(&target)?;
                 continue;
             }
+            if let Some(hidden) = entry.file_name().as_bytes().strip_prefix(WHITEOUT_PREFIX) {
+                // The mark of an opaque directory was obeyed before, and would hide a name that no layer can have.
+                if !matches!(hidden, b"" | b"." | b"..") {
+                    remove_path(&to.join(OsStr::from_bytes(hidden)))?;
+                }
+                continue;
+            }
             if kind.is_dir() {
                 self.make_directory(&source, &target)?;
                 self.directory(&source, &target, depth + 1)?;
@@ -85,7 +95,8 @@ impl Copy {
 
     fn make_directory(&mut self, source: &Path, target: &Path) -> io::Result<()> {
         let mut value = [0; 1];
-        let opaque = OPAQUE.iter().any(|name| lgetxattr(source, *name, &mut value[..]).is_ok_and(|n| n == 1));
+        let opaque = OPAQUE.iter().any(|name| lgetxattr(source, *name, &mut value[..]).is_ok_and(|n| n == 1))
+            || fs::symlink_metadata(source.join(OsStr::from_bytes(OPAQUE_NAME))).is_ok();
         let is_directory = fs::symlink_metadata(target).is_ok_and(|metadata| metadata.is_dir());
         if opaque || !is_directory {
             remove_path(target)?;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, chmodat, chownat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, chmodat, chownat, statat, unlinkat};
 use serde::{Deserialize, Serialize};
 
 pub use points::MountPoint;
@@ -140,7 +140,10 @@ impl Snapshots {
         let path = self.path(key)?;
         let layers = image.layers.iter().map(|text| text.parse::<Digest>());
         let layers: Vec<Digest> = layers.collect::<Result<_, _>>().map_err(|e| internal(e.to_string()))?;
-        let copied = !self.shared.overlay || owners.is_some_and(|owners| !self.can_show_as(owners));
+        let by_name = |diff_id| self.shared.store.layers().extent(diff_id).is_some_and(|extent| extent.hides_by_name);
+        let copied = !self.shared.overlay
+            || layers.iter().any(by_name)
+            || owners.is_some_and(|owners| !self.can_show_as(owners));
         let (read_only, sealed, points): (_, _, &[MountPoint]) = match writes {
             Writes::Kept => (false, false, &[]),
             Writes::MountPoints => (true, false, &[]),
@@ -255,15 +258,14 @@ impl Snapshots {
         let (mut uid, mut gid) = (0, 0);
         if let Some(diff_id) = layers.iter().rev().find(says_so) {
             let tree = store.tree(diff_id);
-            let stat =
-                statat(CWD, &tree, rustix::fs::AtFlags::empty()).map_err(|e| io_error("look at", &tree)(e.into()))?;
+            let stat = statat(CWD, &tree, AtFlags::empty()).map_err(|e| io_error("look at", &tree)(e.into()))?;
             (uid, gid) = (stat.st_uid, stat.st_gid);
             mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
         }
         let (uid, gid) = copy::owner(uid, gid, ids);
-        chownat(CWD, to, Some(uid), Some(gid), rustix::fs::AtFlags::empty())
+        chownat(CWD, to, Some(uid), Some(gid), AtFlags::empty())
             .map_err(|e| io_error("change owner of", to)(e.into()))?;
-        chmodat(CWD, to, mode, rustix::fs::AtFlags::empty()).map_err(|e| io_error("change mode of", to)(e.into()))
+        chmodat(CWD, to, mode, AtFlags::empty()).map_err(|e| io_error("change mode of", to)(e.into()))
     }
 
     /// Removes the snapshot, then layers that only it needed; that there is none is fine.
@@ -400,14 +402,17 @@ enum Access {
 fn probe_overlay(directory: &Path, empty: &[PathBuf], user_attributes: bool) -> Result<bool, ImageError> {
     let path = directory.join(format!("{TEMPORARY_PREFIX}probe"));
     remove(&path)?;
-    let (upper, work) = (path.join(UPPER), path.join(WORK));
-    make_directory(&upper)?;
-    make_directory(&work)?;
-    let overlay = Overlay { lower: empty, upper: Some((&upper, &work)), user_attributes, owners: None };
-    let result = overlay.mount();
+    let (upper, work, below) = (path.join(UPPER), path.join(WORK), path.join("below"));
+    for directory in [&upper, &work, &below, &below.join(WORK)] {
+        make_directory(directory)?;
+    }
+    let lower = [below, empty[0].clone()];
+    let overlay = Overlay { lower: &lower, upper: Some((&upper, &work)), user_attributes, owners: None };
+    // Some file systems take the mount and then no whiteout in it.
+    let result = overlay.mount().and_then(|mount| Ok(unlinkat(&mount, WORK, AtFlags::REMOVEDIR)?));
     remove(&path)?;
     match result {
-        Ok(_) => Ok(true),
+        Ok(()) => Ok(true),
         Err(e) => {
             tracing::warn!(
                 "{} takes no overlay mounts ({e}): every container gets a copy of its image; \

@@ -1,5 +1,6 @@
 //! Parsers of strangers' bytes, on good input that was damaged at random: they end, without a panic, with a value or an
-//! error. What they say is tested elsewhere.
+//! error. What they say is tested elsewhere. And layers of hostile entries in any order: nothing outside is touched.
+//! PROPTEST_CASES says how many are tried (256 each unless it does).
 
 use std::io::{Read, Write};
 
@@ -10,6 +11,8 @@ use crate::image::config;
 use crate::image::manifest::Manifest;
 use crate::image::unpack::entries::Entries;
 use crate::image::unpack::recipe::{Recorder, write_again};
+use crate::image::unpack::stream::{Source, Wire};
+use crate::image::unpack::{OpaqueMark, unpack};
 
 /// Entries of a damaged tar; a good one has eight.
 const ENTRIES_MAX: usize = 200;
@@ -117,4 +120,64 @@ proptest! {
         // The file is not there, so even an undamaged recipe is refused.
         prop_assert!(write_again(other, tree.into(), &mut std::io::sink()).is_err());
     }
+}
+
+/// Names that lead up, out, through links and into whiteouts; the shorter the list, the oftener they meet.
+const PARTS: [&str; 9] = ["a", "b", "up", "out", "..", ".wh.a", ".wh..wh..opq", ".wh.", "."];
+const LINKS: [&str; 6] = ["..", "../../outside", "/outside", "a", "b/../../..", "up/out"];
+
+/// One entry of a hostile layer: its kind, path and link.
+fn entry() -> impl Strategy<Value = (u8, String, &'static str)> {
+    let kinds = prop::sample::select(vec![b'0', b'0', b'1', b'2', b'2', b'3', b'5', b'5', b'6']);
+    let path = (any::<bool>(), prop::collection::vec(prop::sample::select(PARTS.to_vec()), 1..4));
+    let path = path.prop_map(|(absolute, parts)| if absolute { "/" } else { "" }.to_owned() + &parts.join("/"));
+    (kinds, path, prop::sample::select(LINKS.to_vec()))
+}
+
+/// Unpacks it with each way of marking what is hidden; `outside` lies beside the layer.
+fn unpack_beside(outside: &std::path::Path, entries: &[(u8, String, &str)]) {
+    let tar = entries.iter().fold(Layer::new(), |layer, (kind, path, link)| {
+        let data: &[u8] = if *kind == b'0' { b"overwritten" } else { b"" };
+        layer.raw(*kind, path.as_bytes(), link.as_bytes(), data, |header| header.set_mode(0o777))
+    });
+    let (tar, mark) = (tar.tar(), if in_user_namespace() { OpaqueMark::User } else { OpaqueMark::Trusted });
+    for mark in [mark, OpaqueMark::Names] {
+        let root = outside.with_file_name("layer");
+        crate::sys::removal::remove_path(&root).expect("removed");
+        std::fs::create_dir(&root).expect("made");
+        let wire = scratch_file("hostile");
+        (&wire).write_all(&tar).expect("written");
+        std::io::Seek::rewind(&mut &wire).expect("a file");
+        let directory = std::fs::File::open(&root).expect("a directory");
+        // Taken or refused: what counts is what is outside.
+        let wire = Wire::new(Source::File(wire), None);
+        let _ = unpack(wire, &sha256(&tar), directory.into(), mark, scratch_file("hostile-recipe"));
+    }
+}
+
+#[test]
+fn rows_16_to_19_no_list_of_entries_touches_what_is_outside() {
+    if !in_node("properties::rows_16_to_19_no_list_of_entries_touches_what_is_outside") {
+        return;
+    }
+    let scratch = Scratch::new("outside");
+    let outside = scratch.0.join("outside");
+    std::fs::create_dir(&outside).expect("made");
+    std::fs::write(outside.join("a"), "untouched").expect("written");
+    let look = || {
+        let find = std::process::Command::new("find")
+            .arg(&outside)
+            .args(["-printf", "%p %y %m %U:%G %n %s %T@ %C@\\n"])
+            .output()
+            .expect("find(1) is there");
+        let beside = std::fs::read_dir(&scratch.0).expect("listed").flatten().map(|entry| entry.file_name());
+        let mut beside: Vec<_> = beside.filter(|name| name != "layer").collect();
+        beside.sort();
+        (String::from_utf8(find.stdout).expect("text"), beside)
+    };
+    let before = look();
+    proptest!(|(entries in prop::collection::vec(entry(), 1..12))| {
+        unpack_beside(&outside, &entries);
+        prop_assert!(look() == before, "{entries:?}");
+    });
 }

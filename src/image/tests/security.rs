@@ -184,6 +184,20 @@ async fn row_20_no_overlay_attribute_and_no_device() {
 }
 
 #[tokio::test]
+async fn row_20_a_capability_that_is_none_is_refused_and_named() {
+    if !in_node("security::row_20_a_capability_that_is_none_is_refused_and_named") {
+        return;
+    }
+    let tar = Layer::new().pax(&[("SCHILY.xattr.security.capability", b"none")]).file("bin/odd", "x").tar();
+    attack("capability", &tar, |result| {
+        let error = result.expect_err("refused");
+        assert_eq!(error.kind, ImageErrorKind::BadImage, "{error}");
+        assert!(error.to_string().contains("bin/odd") && error.to_string().contains("security.capability"), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn row_21_bombs_end_early() {
     if !in_node("security::row_21_bombs_end_early") {
         return;

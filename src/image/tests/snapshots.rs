@@ -218,6 +218,110 @@ async fn without_overlays_a_copy_shows_the_same() {
     assert_eq!(std::fs::read_to_string(copy.join("etc/a")).expect("read"), "upper");
 }
 
+/// What find(1) says of a tree.
+fn listed(root: std::path::PathBuf) -> Vec<String> {
+    let find = std::process::Command::new("find")
+        .current_dir(root)
+        .args([".", "-mindepth", "1", "-printf", "%P %y %m %U %l\\n"])
+        .output()
+        .expect("find(1) is there");
+    let mut lines: Vec<_> = String::from_utf8(find.stdout).expect("text").lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+/// An overlay takes neither another overlay's upper directory nor whiteouts.
+#[tokio::test]
+async fn on_an_overlay_images_that_delete_files_are_unpacked_and_copied() {
+    if !in_mount_namespace("snapshots::on_an_overlay_images_that_delete_files_are_unpacked_and_copied") {
+        return;
+    }
+    let good = Scratch::new("below-good");
+    let expected = {
+        let image = three_layers(&good).await;
+        listed(inside(&good.images().await.snapshot(KEY, &image, false).await.expect("a snapshot"), "."))
+    };
+    let below = Scratch::new("below");
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| below.0.join(name));
+    for directory in [&lower, &upper, &work] {
+        std::fs::create_dir(directory).expect("made");
+    }
+    let scratch = Scratch::new("on-overlay");
+    let option = if in_user_namespace() { ",userxattr" } else { "" };
+    let dirs = [&lower, &upper, &work].map(|path| path.display().to_string());
+    let options = format!("lowerdir={},upperdir={},workdir={}{option}", dirs[0], dirs[1], dirs[2]);
+    let mount = |arguments: &[&str]| std::process::Command::new("mount").args(arguments).status().expect("mount(8)");
+    let at = scratch.0.to_str().expect("text");
+    assert!(mount(&["-t", "overlay", "overlay", "-o", &options, at]).success());
+    {
+        let image = three_layers(&scratch).await;
+        let images = scratch.images().await;
+        assert!(!images.has_overlay(), "an overlay on an overlay");
+        let snapshot = images.snapshot(KEY, &image, false).await.expect("a snapshot");
+        assert_eq!(listed(inside(&snapshot, ".")), expected);
+        // Known again after a restart.
+        drop((snapshot, images));
+        let images = scratch.images().await;
+        images.snapshot(KEY, &image, false).await.expect("the same");
+        images.remove_snapshot(KEY).await.expect("removed");
+        // Names beside a whiteout's file: nothing links to it, and what comes again is there.
+        let tree = |layer: Layer| {
+            let store = scratch.store();
+            async move { unpack(&store, &layer.tar()).await }
+        };
+        let link = Layer::new().file("etc/.wh.gone", "").hard_link("etc/x", "etc/.wh.gone");
+        tree(link).await.expect_err("a link to a whiteout");
+        let again = tree(Layer::new().file(".wh.a", "").file("a", "x").file(".wh.b", "").file("b/c", "y")).await;
+        let found = listed(again.expect("unpacked"));
+        let names: Vec<_> = found.iter().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+        assert_eq!(names, ["a", "b", "b/.wh..wh..opq", "b/c"]);
+    }
+    assert!(std::process::Command::new("umount").arg(at).status().expect("umount(8)").success());
+}
+
+/// The figure of ImageFsInfo is kept, never counted: here it is counted, by looking at every file.
+#[tokio::test]
+async fn the_usage_of_images_is_what_a_walk_finds() {
+    if !in_node("snapshots::the_usage_of_images_is_what_a_walk_finds") {
+        return;
+    }
+    let scratch = Scratch::new("usage");
+    let big = "x".repeat(300_000);
+    let odd = Layer::new()
+        .file("a/b/c", &big)
+        .dir("a")
+        .dir("a/b")
+        .hard_link("a/link", "a/b/c")
+        .file("twice", &big)
+        .file("twice", "small")
+        .file(".wh.hidden", "")
+        .dir("hidden")
+        .file("d/e", &big)
+        .entry(b'0', "d", "", 0o644, b"was a directory")
+        .symlink("s", "a")
+        .tar();
+    commit(&scratch.store(), &[odd.clone()], "docker.io/library/one:1").await;
+    commit(&scratch.store(), &[odd, Layer::new().file("more", &big).tar()], "docker.io/library/two:1").await;
+    three_layers(&scratch).await;
+    let (usage, _) = scratch.images().await.usage().expect("usage");
+    let (mut bytes, mut inodes) = (0, HashSet::new());
+    let find = std::process::Command::new("find")
+        .args([scratch.options().root.join("layers"), scratch.options().root.join("images")])
+        .args(["-mindepth", "1", "-printf", "%i %k\\n"])
+        .output()
+        .expect("find(1) is there");
+    for line in String::from_utf8(find.stdout).expect("text").lines() {
+        let (inode, kilobytes) = line.split_once(' ').expect("two numbers");
+        if inodes.insert(inode.to_owned()) {
+            bytes += kilobytes.parse::<u64>().expect("a number") * 1024;
+        }
+    }
+    assert_eq!(usage.inodes, inodes.len() as u64);
+    // Where directories and small files take no block of their own, it is less.
+    let blocks = inodes.len() as u64 * 4096;
+    assert!(usage.bytes.abs_diff(bytes) <= blocks && usage.bytes >= bytes / 2, "{usage:?}, found {bytes}");
+}
+
 #[tokio::test]
 async fn old_kernels_mount_with_one_option_string() {
     if !in_node("snapshots::old_kernels_mount_with_one_option_string") {

@@ -29,6 +29,25 @@ pub fn in_node(test: &str) -> bool {
     false
 }
 
+/// Whether this process has a mount namespace of its own, as root of a node. Otherwise the test runs again in one, and the
+/// caller just returns.
+pub fn in_mount_namespace(test: &str) -> bool {
+    const INSIDE: &str = "CRICKET_TEST_IN_MOUNT_NAMESPACE";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let name = format!("image::tests::{test}");
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.env(INSIDE, "yes").args(["--mount", "--propagation=private"]);
+    if !rustix::process::geteuid().is_root() {
+        unshare.args(["--map-root-user", "--map-auto"]);
+    }
+    unshare.arg("--").arg(std::env::current_exe().expect("this program has a path"));
+    let status = unshare.args(["--exact", &name, "--nocapture"]).status().expect("unshare(1) is there");
+    assert!(status.success(), "{name} failed in a mount namespace of its own");
+    false
+}
+
 /// Whether our root is that of a user namespace.
 pub fn in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("/proc is mounted");

@@ -50,7 +50,7 @@ pub fn apply(file: BorrowedFd<'_>, entry: &Entry) -> Result<(), UnpackError> {
     fchmod(file, Mode::from_raw_mode(entry.mode)).map_err(UnpackError::write("change mode of", &entry.path))?;
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| is_taken(name)) {
         let result = fsetxattr(file, name.as_slice(), value, XattrFlags::empty());
-        tolerate(name, result).map_err(UnpackError::write("set an attribute of", &entry.path))?;
+        tolerate(name, result).map_err(not_set(name, entry))?;
     }
     futimens(file, &times(entry.mtime)).map_err(UnpackError::write("set time of", &entry.path))
 }
@@ -69,7 +69,7 @@ pub fn apply_at(parent: BorrowedFd<'_>, name: &[u8], entry: &Entry, mode: Option
         let mut path = format!("/proc/self/fd/{}/", std::os::fd::AsRawFd::as_raw_fd(&parent)).into_bytes();
         path.extend_from_slice(name);
         let result = lsetxattr(path, attribute.as_slice(), value, XattrFlags::empty());
-        tolerate(attribute, result).map_err(UnpackError::write("set an attribute of", &entry.path))?;
+        tolerate(attribute, result).map_err(not_set(attribute, entry))?;
     }
     utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(UnpackError::write("set time of", &entry.path))
@@ -100,6 +100,16 @@ fn tolerate(name: &[u8], result: rustix::io::Result<()>) -> rustix::io::Result<(
         Err(Errno::OPNOTSUPP) => Ok(()),
         Err(Errno::PERM | Errno::ACCESS) if name != b"security.capability" => Ok(()),
         result => result,
+    }
+}
+
+/// Of a value that the kernel does not take for what its name says, the image is to blame. It is refused, as the other runtimes do:
+/// a program that silently lost its capabilities would be looked for much longer.
+fn not_set(name: &[u8], entry: &Entry) -> impl FnOnce(Errno) -> UnpackError {
+    let (name, path) = (quoted(name), entry.path.clone());
+    move |errno| match errno {
+        Errno::INVAL => UnpackError::Malformed(format!("{} has an attribute {name} that is malformed", quoted(&path))),
+        errno => UnpackError::write("set an attribute of", &path)(errno),
     }
 }
 

@@ -20,14 +20,10 @@ use super::header::Kind;
 use super::limits::{Budget, DEFERRED_LIMIT_BYTES};
 use super::path::{LayerPath, components};
 use super::recipe::Recorder;
-use super::tree::{LayerTree, file_type, is_whiteout};
+use super::tree::{LayerTree, OPAQUE_NAME, WHITEOUT_PREFIX, file_type, is_whiteout};
 
-/// In front of a name that the layer removes.
-const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// In front of names that are not files.
 const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
-/// The directory hides what lies below it.
-const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
 /// File systems give files whole blocks of this size.
 const BLOCK_BYTES: u64 = 4096;
 /// Bytes copied at once.
@@ -42,6 +38,8 @@ pub struct Extent {
     pub inodes: u64,
     /// Whether the layer says how the root directory itself is to be.
     pub has_root: bool,
+    /// Whether it hides something in a way that overlayfs does not know ([`super::OpaqueMark::Names`]).
+    pub hides_by_name: bool,
 }
 
 /// See the module.
@@ -60,7 +58,7 @@ pub struct Extractor {
 impl Extractor {
     /// Into the empty `tree`.
     pub fn new(tree: LayerTree) -> Self {
-        let extent = Extent { bytes: BLOCK_BYTES, inodes: 1, has_root: false };
+        let extent = Extent { bytes: BLOCK_BYTES, inodes: 1, has_root: false, hides_by_name: false };
         Self {
             tree,
             budget: Budget::default(),
@@ -81,6 +79,9 @@ impl Extractor {
         self.set_times();
         self.extent.inodes += self.tree.implicit;
         self.extent.bytes += self.tree.implicit * BLOCK_BYTES;
+        self.extent.inodes = self.extent.inodes.saturating_sub(self.tree.gone.inodes);
+        self.extent.bytes = self.extent.bytes.saturating_sub(self.tree.gone.bytes);
+        self.extent.hides_by_name = self.tree.names > 0;
         Ok((self.extent, self.complete))
     }
 
@@ -99,8 +100,14 @@ impl Extractor {
         }
         let parent = self.tree.parent(parent)?;
         let parent = parent.as_fd();
+        if entry.kind != Kind::Directory {
+            self.tree.uncover(parent, name)?;
+        }
         match entry.kind {
-            Kind::Directory => self.directory(parent, name, entry, &path)?,
+            Kind::Directory => {
+                self.directory(parent, name, entry, &path)?;
+                return self.tree.uncover_directory(parent, name);
+            }
             Kind::Symlink => self.symlink(parent, name, entry)?,
             Kind::HardLink => return self.hard_link(parent, name, entry, &path),
             Kind::Fifo => self.fifo(parent, name, entry)?,
@@ -128,7 +135,7 @@ impl Extractor {
         path: &LayerPath,
     ) -> Result<(), UnpackError> {
         match mkdirat(parent, name, Mode::RWXU) {
-            Ok(()) => self.extent.bytes += BLOCK_BYTES,
+            Ok(()) => self.count_directory(),
             Err(Errno::EXIST) => self.directory_over(parent, name)?,
             Err(e) => return Err(UnpackError::write("make directory", &entry.path)(e)),
         }
@@ -148,7 +155,13 @@ impl Extractor {
         }
         self.complete = false;
         self.tree.unlink(parent, name)?;
+        self.count_directory();
         mkdirat(parent, name, Mode::RWXU).map_err(UnpackError::write("make directory", name))
+    }
+
+    fn count_directory(&mut self) {
+        self.extent.inodes += 1;
+        self.extent.bytes += BLOCK_BYTES;
     }
 
     fn symlink(&mut self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
@@ -183,6 +196,9 @@ impl Extractor {
                 format!("{} is a hard link to {}, which the layer has not", quoted(&entry.path), quoted(&entry.link));
             UnpackError::Malformed(text)
         };
+        if components(target.as_bytes()).any(|component| component.starts_with(WHITEOUT_PREFIX)) {
+            return Err(missing(UnpackError::Stopped));
+        }
         let from = self.tree.existing_parent(target_parent).map_err(missing)?;
         let stat = statat(&from, target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| missing(UnpackError::Stopped))?;
         if file_type(&stat) == FileType::Directory || is_whiteout(&stat) {

@@ -20,7 +20,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 pub use extract::Extent;
-pub use tree::OpaqueMark;
+pub use tree::{OPAQUE_NAME, OpaqueMark, WHITEOUT_PREFIX};
 
 use entries::Entries;
 use error::UnpackError;

@@ -65,16 +65,23 @@ const NODE: Words = (
 const OVERLAY: Words = (
     "overlay",
     "layers are stacked by the kernel",
-    "containers' file systems cannot be put together",
+    "every container gets a copy of its image, which takes its time and its place on the disk",
     "sudo modprobe overlay; give --root a directory on ext4, xfs, btrfs or tmpfs (not on overlay, NFS or FUSE)",
+    false,
+);
+const PLACE: Words = (
+    "a place for images",
+    "files can be made there",
+    "no file can be made where images are to be kept",
+    "give --root a directory that is yours, on a disk that is not full",
     true,
 );
 const WHITEOUT: Words = (
     "whiteouts",
     "deleted files of layers are kept as devices 0:0",
-    "layers that delete files cannot be unpacked",
+    "images that delete files of lower layers are copied for each container",
     "boot Linux 5.8 or newer, or give --root a directory on a local disk",
-    true,
+    false,
 );
 const PROC: Words = (
     "/proc for containers",
@@ -178,7 +185,7 @@ fn file_systems(place: &Path, kind: NodeKind) -> Vec<Step> {
     let names = ["", "lower", "upper", "work"];
     let made = names.iter().try_for_each(|name| fs::create_dir(directory.join(name)));
     if let Err(error) = made {
-        return vec![Step::new(OVERLAY, Err(named(&directory.display().to_string(), error)))];
+        return vec![Step::new(PLACE, Err(named(&directory.display().to_string(), error)))];
     }
     let overlay = overlay(&directory, kind);
     let whiteout = mknodat(CWD, directory.join("upper/gone"), FileType::CharacterDevice, Mode::empty(), 0);

@@ -20,11 +20,16 @@ pub fn layer_of(name: &str, seed: u64, size: usize) -> Vec<u8> {
 
 /// An archive of one image with these plain layers, named `name`.
 pub fn archive_of(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+    image_of(name, layers, &serde_json::json!({"Cmd": ["/none"]}))
+}
+
+/// The same with a configuration of its own.
+pub fn image_of(name: &str, layers: &[Vec<u8>], config: &serde_json::Value) -> Vec<u8> {
     let oci = "application/vnd.oci.image";
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     let config = serde_json::json!({
-        "architecture": architecture, "os": "linux", "config": {"Cmd": ["/none"]},
+        "architecture": architecture, "os": "linux", "config": config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = config.to_string().into_bytes();

@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
-pub use archive::{archive_of, layer_of};
+pub use archive::{archive_of, image_of, layer_of};
 pub use footprint::{Footprint, mount_points, parent_of, processes_with};
 pub use pods::{DEMO, LogLine, container, create_request, log_lines, pod};
 pub use registry::Registry;
