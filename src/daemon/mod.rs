@@ -118,10 +118,12 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
     logging::start(&config.log_level);
     // Who is refused has made nothing.
     Lock::refuse_held(&config.root)?;
+    Lock::refuse_held(&config.state)?;
     socket::refuse_taken(&config.socket)?;
     directories::refuse_shared(&config)?;
-    let _lock = Lock::acquire(&config.root)?;
+    let _locks = [Lock::acquire(&config.root)?, Lock::acquire(&config.state)?];
     directories::prepare(&config)?;
+    directories::pair(&config)?;
     let socket = Socket::bind(&config.socket)?;
     let node = rootless::join(&config)?;
     report(&config, &node);

@@ -1,4 +1,4 @@
-//! One daemon per root: `ROOT/lock`, held with flock(2) as long as its daemon lives; the text in it is the daemon's
+//! One daemon per root and per state: `ROOT/lock` and `STATE/lock`, held with flock(2) as long as its daemon lives; the text in it is the daemon's
 //! pid and the time it was started, for whoever finds it held.
 
 use std::fs::{self, File, OpenOptions};
@@ -46,7 +46,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Makes the directory `root` (0700) where there is none, and takes its lock.
+    /// Makes the directory `root` (or state; 0700) where there is none, and takes its lock.
     pub fn acquire(root: &Path) -> Result<Self, LockError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(refused("make", root))?;
         let path = root.join(FILE);

@@ -1,5 +1,4 @@
-//! Mount propagation: of a mount that is held by descriptor it is set, of a path it is looked up. Also whether such a mount
-//! can be written.
+//! Mount propagation: of a mount that is held by descriptor it is set, of a path it is looked up.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -31,25 +30,14 @@ pub fn set(mount: BorrowedFd<'_>, propagation: Propagation) -> io::Result<()> {
         Propagation::Private => libc::MS_PRIVATE,
     };
     let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: kind, userns_fd: 0 };
-    change(mount, &attributes, true)
-}
-
-/// Makes the mount read-only, and all mounts below it where `recursive`.
-pub fn set_read_only(mount: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let attr_set = libc::MOUNT_ATTR_RDONLY;
-    change(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 }, recursive)
-}
-
-fn change(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
-    let depth = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, the attributes outlive the call and their size is given.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | depth,
-            std::ptr::from_ref(attributes),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
     };

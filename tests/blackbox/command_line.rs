@@ -119,6 +119,36 @@ async fn a_second_daemon_on_the_same_root_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_daemon_takes_neither_the_state_nor_the_root_of_another() {
+    let mut node = Node::start().await;
+    let config = crate::node::pod(&node, "mine");
+    let pod = node.run_pod(&config).await;
+    let other = node.dir.join("other");
+    std::fs::create_dir_all(&other).expect("a directory");
+    let socket = other.join("cricket.sock");
+    let socket = ["--socket", socket.to_str().expect("a text")];
+    let elsewhere = other.to_str().expect("a text").to_owned();
+    let attempt = |node: &Node, option: &str| {
+        let mut serve = node.cricket(["serve", option, &elsewhere]);
+        fail(serve.args(socket)).1
+    };
+    for option in ["--root", "--state"] {
+        let said = attempt(&node, option);
+        assert!(said.contains("uses") && said.contains("already"), "{option}: {said}");
+    }
+    node.kill_daemon();
+    for (option, named) in [("--root", node.root()), ("--state", node.dir.join("run"))] {
+        let said = attempt(&node, option);
+        assert!(said.contains(&named.display().to_string()), "{option}: {said}");
+    }
+    node.serve();
+    node.wait_until_ready().await;
+    assert_eq!(node.pod_status(&pod).await.state(), cricket::proto::cri::PodSandboxState::SandboxReady);
+    node.remove_pod(&pod).await;
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
 async fn enter_keeps_status_and_environment() {
     let node = Node::start().await;
     let said = succeed(node.cricket(["enter", "--", "sh", "-c", "id -u; echo $COLOUR"]).env("COLOUR", "green"));

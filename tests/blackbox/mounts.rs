@@ -250,6 +250,28 @@ async fn a_directory_over_dev_is_seen_whole_and_stays_as_it_was() {
     names.sort();
     assert_eq!(names, ["device", "ptmx", "volume"], "the runtime made nothing in it");
 
+    // Deeper than one name below /dev, and twice over it: the volumes are the runtime's in no case.
+    let mut config = shell(BUSYBOX, "ls /dev/volume/deep /dev/null; ls /dev/volume");
+    std::fs::create_dir(directory.join("volume/deep")).expect("a directory");
+    let deep = mount(directory.join("volume"), "/dev/volume/deep");
+    config.mounts = vec![deep, mount(directory.join("volume"), "/dev/volume")];
+    let lines = output(&node, "deep", config).await;
+    assert_eq!(lines, ["/dev/null", "", "/dev/volume/deep:", "deep", "file", "deep", "file"]);
+    let mut config = shell(BUSYBOX, "ls /dev");
+    config.mounts = vec![mount(directory.join("volume"), "/dev"), mount(directory.clone(), "/dev")];
+    assert_eq!(output(&node, "twice", config).await, ["device", "ptmx", "volume"]);
+    assert_eq!(std::fs::read(directory.join("ptmx")).expect("still there"), b"the node's");
+
+    let pod_config = pod(&node, "missing");
+    let pod = node.run_pod(&pod_config).await;
+    let mut config = shell(BUSYBOX, "true");
+    config.mounts = vec![mount(directory.clone(), "/dev"), mount(directory.clone(), "/dev/missing")];
+    let request = create_request(&pod, config, &pod_config);
+    let status = node.runtime().await.create_container(request).await.expect_err("it is refused");
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("/dev/missing"), "{status}");
+    node.remove_pod(&pod).await;
+
     let mut config = shell(BUSYBOX, "ls -d /dev/null /dev/zero /dev/stdout; echo x >/dev/null; echo $?");
     config.mounts = vec![mount("/dev".into(), "/dev")];
     assert_eq!(output(&node, "nodes-dev", config).await, ["/dev/null", "/dev/stdout", "/dev/zero", "0"]);

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::container::signal_process;
-use super::dev_mount::DevMount;
+use super::dev_mount::DevMounts;
 use super::fault::{Fault, Result};
 use super::pod::now;
 use super::user_namespace::UserNamespace;
@@ -102,7 +102,7 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
     // The container has a mount of its own; ours would only be one more for the next container to copy.
     let _ = rustix::mount::unmount(&rootfs, UnmountFlags::DETACH);
     volumes::release(&job.bundle);
-    if let Err(fault) = settle_mounts(made.pid, made.over_dev.as_ref(), &job.request.propagations) {
+    if let Err(fault) = settle_mounts(made.pid, &made.in_dev, &job.request.propagations) {
         signal_process(made.pid, Signal::KILL);
         return Err(fault);
     }
@@ -125,9 +125,9 @@ fn attach_root(job: &Job<'_>) -> Result<PathBuf> {
     Ok(target)
 }
 
-/// What the runtime does not do: a mount over /dev, and mount points whose propagation it ignores. Last of all that the creator does: it stays in the container's mounts.
-fn settle_mounts(pid: i32, over_dev: Option<&DevMount>, propagations: &[wire::Propagation]) -> Result<()> {
-    if propagations.is_empty() && over_dev.is_none() {
+/// What the runtime does not do: mounts in /dev, and mount points whose propagation it ignores. Last of all that the creator does: it stays in the container's mounts.
+fn settle_mounts(pid: i32, in_dev: &DevMounts, propagations: &[wire::Propagation]) -> Result<()> {
+    if propagations.is_empty() && in_dev.is_empty() {
         return Ok(());
     }
     let process = Pid::from_raw(pid).ok_or_else(|| Fault::state("the container has no process"))?;
@@ -135,7 +135,7 @@ fn settle_mounts(pid: i32, over_dev: Option<&DevMount>, propagations: &[wire::Pr
         .map_err(Fault::io("cannot open the container's process"))?;
     rustix::thread::move_into_thread_name_spaces(process.as_fd(), ThreadNameSpaceType::MOUNT)
         .map_err(Fault::io("cannot enter the container's mounts"))?;
-    over_dev.map_or(Ok(()), DevMount::attach)?;
+    in_dev.attach()?;
     for wanted in propagations {
         let mode = match wanted.mode.as_str() {
             "shared" => Propagation::Shared,

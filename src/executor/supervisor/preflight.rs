@@ -5,7 +5,7 @@
 //! seen here is what the runtime will find.
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -45,6 +45,12 @@ pub fn check_sources<'a>(root: &Path, mounts: impl Iterator<Item = &'a oci::Moun
     let mut earlier: Vec<&Path> = Vec::new();
     for mount in mounts {
         let place = mount.destination();
+        if leads_into_dev(&root, place) {
+            return Err(Fault::image(format!(
+                "a link of the image leads the mount at {} into /dev; it is not run",
+                place.display()
+            )));
+        }
         let covered = earlier.iter().any(|above| place.starts_with(above));
         earlier.push(place);
         let source = mount.source().as_ref().filter(|_| mount.typ().as_deref() == Some("bind") && !covered);
@@ -65,11 +71,23 @@ pub fn check_sources<'a>(root: &Path, mounts: impl Iterator<Item = &'a oci::Moun
     Ok(())
 }
 
+/// Though its text does not say so.
+fn leads_into_dev(root: &File, path: &Path) -> bool {
+    let dev = |path: &Path| -> Option<PathBuf> {
+        fs::read_link(format!("/proc/self/fd/{}", find(root, path)?.as_raw_fd())).ok()
+    };
+    !path.starts_with("/dev")
+        && dev(Path::new("/dev")).zip(dev(path)).is_some_and(|(dev, found)| found.starts_with(dev))
+}
+
+fn find(root: &File, path: &Path) -> Option<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()
+}
+
 /// What a path leads to inside the root, if it is there.
 fn is_directory(root: &File, path: &Path) -> Option<bool> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
-    Some(FileType::from_raw_mode(rustix::fs::fstat(found).ok()?.st_mode).is_dir())
+    Some(FileType::from_raw_mode(rustix::fs::fstat(find(root, path)?).ok()?.st_mode).is_dir())
 }
 
 /// Refuses a container, made but not started, whose mounts ended up below /proc though none was to be there: a link of the

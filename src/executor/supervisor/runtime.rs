@@ -21,7 +21,7 @@ use rustix::fs::{FileType, Gid, Uid};
 use rustix::process::Signal;
 
 use super::confinement::Confinement;
-use super::dev_mount::DevMount;
+use super::dev_mount::DevMounts;
 use super::fault::{Fault, Result};
 use super::process_settings::{find_program, path_of};
 use super::runtime_notes::Notes;
@@ -86,7 +86,7 @@ pub struct Created {
     /// What may be mounted below its /proc; `None`: its /proc is the node's, with all that is there.
     pub below_proc: Option<Vec<PathBuf>>,
     /// To be attached when everything else is done.
-    pub over_dev: Option<DevMount>,
+    pub in_dev: DevMounts,
 }
 
 /// Creates a container.
@@ -102,12 +102,12 @@ pub fn create(order: Order<'_>) -> Result<Created> {
         None => Some(console::listen(order.bundle)?),
     };
     preflight::check_sources(&order.bundle.join("rootfs"), spec.mounts().iter().flatten())?;
-    let over_dev = DevMount::take_from(&mut spec)?;
+    let in_dev = DevMounts::take_from(&mut spec);
     write_spec(&mut spec, &order)?;
     order.user_namespace.map_or(Ok(()), |_| reach::make_reachable(order.bundle))?;
     let pid = build(&order, console.is_some(), confinement).map_err(|fault| with_directory(fault, &spec))?;
     let terminal = console.map(|listener| console::receive(&listener, owner, order.bundle)).transpose()?;
-    Ok(Created { pid, terminal, not_enforced, below_proc: below_proc(&spec), over_dev })
+    Ok(Created { pid, terminal, not_enforced, below_proc: below_proc(&spec), in_dev })
 }
 
 fn below_proc(spec: &oci::Spec) -> Option<Vec<PathBuf>> {
