@@ -57,7 +57,10 @@ impl ProcessRecord {
 
     /// Writes it.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        store::write(path, self).map_err(io::Error::other)
+        store::write(path, self).map_err(|error| match &error {
+            RecordError::Io { source, .. } => io::Error::new(source.kind(), error),
+            _ => io::Error::other(error),
+        })
     }
 
     /// Whether this very process still runs.

@@ -5,6 +5,7 @@ use crate::executor::client::ExecutorError;
 use crate::image::{ImageError, ImageErrorKind};
 use crate::proto::supervisor as wire;
 use crate::store::RecordError;
+use crate::sys::kernel;
 
 /// Longest text of an error: it travels in an HTTP/2 header.
 const MESSAGE_LIMIT_BYTES: usize = 4096;
@@ -83,15 +84,10 @@ impl PodError {
         Self::new(PodErrorKind::Internal, message)
     }
 
-    /// A system call failed; a full disk is told apart.
+    /// A system call failed; that something has run out is told apart.
     pub(crate) fn io(action: impl std::fmt::Display, error: &std::io::Error) -> Self {
-        use std::io::ErrorKind;
-        let kind = match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::OutOfMemory => {
-                PodErrorKind::ResourceExhausted
-            }
-            _ => PodErrorKind::Internal,
-        };
+        let exhausted = kernel::is_exhausted(error);
+        let kind = if exhausted { PodErrorKind::ResourceExhausted } else { PodErrorKind::Internal };
         Self::new(kind, format!("cannot {action}: {error}"))
     }
 
@@ -149,7 +145,7 @@ impl From<ImageError> for PodError {
 
 impl From<RecordError> for PodError {
     fn from(error: RecordError) -> Self {
-        let kind = if error.is_disk_full() { PodErrorKind::ResourceExhausted } else { PodErrorKind::Internal };
+        let kind = if error.is_exhausted() { PodErrorKind::ResourceExhausted } else { PodErrorKind::Internal };
         Self::new(kind, error.to_string())
     }
 }

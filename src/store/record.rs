@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::crash::{self, Point};
+use crate::sys::kernel;
 
 /// Largest record that is read; a larger file is not one of ours.
 const RECORD_LIMIT_BYTES: u64 = 16 << 20;
@@ -74,6 +75,11 @@ impl RecordError {
     /// Its bytes are no record: cut short, overwritten, or never ours.
     pub fn is_damaged(&self) -> bool {
         matches!(self, Self::Malformed { .. } | Self::TooLarge { .. })
+    }
+
+    /// The disk is full, or something else has run out.
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if kernel::is_exhausted(source))
     }
 
     /// The disk is full (space, inodes or quota).

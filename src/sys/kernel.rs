@@ -25,6 +25,14 @@ fn exists(number: libc::c_long) -> bool {
     result != -1 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
+/// Whether something has run out: space, inodes, a quota, memory, descriptors. What frees some of it mends this.
+pub fn is_exhausted(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+    // Those of descriptors have no kind.
+    matches!(error.kind(), StorageFull | QuotaExceeded | OutOfMemory)
+        || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -18,14 +18,19 @@ const TOO_MUCH: usize = 16 << 20;
 const LITTLE: usize = 64 << 10;
 
 /// Holds the namespaces; ends with its standard input.
-struct Disk {
+pub struct Disk {
     holder: Child,
 }
 
 impl Disk {
     fn mount(at: &Path) -> Self {
+        Self::mount_with(at, &format!("size={ROOM}"))
+    }
+
+    /// A tmpfs with these options, seen by who enters only.
+    pub fn mount_with(at: &Path, options: &str) -> Self {
         std::fs::create_dir_all(at).expect("a directory of ours");
-        let script = format!("mount -t tmpfs -o size={ROOM},mode=755 none \"$0\" && echo mounted && exec cat");
+        let script = format!("mount -t tmpfs -o {options},mode=755 none \"$0\" && echo mounted && exec cat");
         let mut command = Command::new("unshare");
         command.args(["--map-root-user", "--map-auto", "--mount", "--", "sh", "-c", &script]).arg(at);
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare");
@@ -36,12 +41,12 @@ impl Disk {
     }
 
     /// What runs a command where the disk is.
-    fn enter(&self) -> Vec<String> {
+    pub fn enter(&self) -> Vec<String> {
         let pid = self.holder.id().to_string();
         ["nsenter", "--preserve-credentials", "--user", "--mount", "--target", &pid, "--"].map(str::to_owned).to_vec()
     }
 
-    fn run(&self, script: &str, at: &Path) -> String {
+    pub fn run(&self, script: &str, at: &Path) -> String {
         let enter = self.enter();
         let mut command = Command::new(&enter[0]);
         text(&succeed(command.args(&enter[1..]).args(["sh", "-c", script]).arg(at)).stdout)

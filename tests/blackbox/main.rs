@@ -31,6 +31,7 @@ mod options;
 mod pod_network;
 mod processes;
 mod races;
+mod scarce;
 mod shutdown;
 mod stats;
 mod streams;

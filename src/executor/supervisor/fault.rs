@@ -5,6 +5,7 @@ use std::io;
 
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::ErrorKind;
+use crate::sys::kernel;
 
 /// Longest text of an error on the wire, in bytes.
 const TEXT_LIMIT_BYTES: usize = 4096;
@@ -73,9 +74,7 @@ fn kind_of(error: &io::Error) -> ErrorKind {
         return ErrorKind::FailedPrecondition;
     }
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
-            ErrorKind::ResourceExhausted
-        }
+        _ if kernel::is_exhausted(error) => ErrorKind::ResourceExhausted,
         io::ErrorKind::TimedOut => ErrorKind::DeadlineExceeded,
         _ => ErrorKind::Internal,
     }
