@@ -419,6 +419,65 @@ fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_na
     });
 }
 
+/// A client that goes on sending from one socket.
+struct Sender(std::net::UdpSocket);
+
+impl Sender {
+    /// Half of the way between two packets of an eager client.
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+    /// Less than the kernel's own time for an entry that nobody uses (30 s), and entries are used all the while.
+    const DEADLINE: std::time::Duration = std::time::Duration::from_secs(8);
+
+    fn to(address: &str) -> Self {
+        let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = std::net::UdpSocket::bind(any).expect("a port");
+        socket.set_read_timeout(Some(Self::PAUSE)).expect("a limit");
+        socket.connect(address).expect("an address");
+        Self(socket)
+    }
+
+    /// Sends until something comes back.
+    fn is_answered(&self) -> bool {
+        let deadline = std::time::Instant::now() + Self::DEADLINE;
+        while std::time::Instant::now() < deadline {
+            // An earlier datagram's refusal is told by either.
+            let _ = self.0.send(b"who am I?");
+            match self.0.recv(&mut [0; 64]) {
+                Ok(_) => return true,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => std::thread::sleep(Self::PAUSE),
+            }
+        }
+        false
+    }
+}
+
+#[test]
+fn a_client_that_goes_on_sending_reaches_the_next_pod_that_has_the_port() {
+    inside("a_client_that_goes_on_sending_reaches_the_next_pod_that_has_the_port", || async {
+        assert!(run(
+            "ip link add up0 type bridge && ip link set up0 up && ip addr add 198.51.100.1/24 dev up0 && ip addr add fd00:51::1/64 dev up0 nodad"
+        ));
+        let network = network().await;
+        let port = PortMapping { protocol: Protocol::Udp, host: None, host_port: 8080, pod_port: 80 };
+        let clients = ["198.51.100.1:8080", "[fd00:51::1]:8080"].map(Sender::to);
+        // Before anybody has the port: the kernel takes note of a flow that leads to the node itself.
+        clients.iter().for_each(|client| drop(client.0.send(b"anybody?")));
+        let (first, filler, second) = (Pod::start(), Pod::start(), Pod::start());
+        let before = connected(&network, &first, vec![port]).await;
+        tell_clients_their_address(&first);
+        assert!(clients.iter().all(Sender::is_answered), "the first pod answers");
+
+        network.tear_down(&first.id).await.expect("torn down");
+        // Has the first one's addresses, but not its port.
+        connected(&network, &filler, Vec::new()).await;
+        let after = connected(&network, &second, vec![port]).await;
+        assert!(before.addresses.iter().all(|address| !after.addresses.contains(address)));
+        tell_clients_their_address(&second);
+        assert!(clients.iter().all(Sender::is_answered), "the second pod answers");
+    });
+}
+
 fn new_namespace() -> OwnedFd {
     let make = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");

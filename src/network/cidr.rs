@@ -27,6 +27,16 @@ impl Cidr {
         self.base
     }
 
+    /// Whether `address` lies within.
+    pub fn contains(self, address: IpAddr) -> bool {
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let (address, base, mask) = (octets(address), octets(self.base()), self.mask());
+        address.len() == base.len() && address.iter().zip(base).zip(mask).all(|((a, b), m)| a & m == b & m)
+    }
+
     /// Bits of a whole address of the family.
     fn width(self) -> u8 {
         if self.base.is_ipv4() { 32 } else { 128 }

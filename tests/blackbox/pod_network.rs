@@ -1,10 +1,12 @@
 //! Pods have addresses of their own, reach each other by them, and keep them while daemons come and go.
 
 use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 
 use cricket::proto::cri;
 
-use crate::node::{Node, container, pod};
+use crate::node::{Node, container, patience, pod};
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /// Five pods fit into it besides the bridge.
@@ -112,6 +114,50 @@ async fn a_removed_pods_address_is_free_and_a_full_range_is_told() {
     assert_eq!(reused, freed);
     pods.push(pod);
     for pod in &pods {
+        node.remove_pod(pod).await;
+    }
+    node.stop_and_account().await;
+}
+
+/// Where either driver has the host, when its loopback is to be reached.
+const HOST_BEHIND_THE_DRIVER: &str = "10.0.2.2";
+
+#[tokio::test]
+async fn a_connection_through_the_way_out_goes_on_while_the_daemon_is_killed_and_started() {
+    let node = Node::prepare().await;
+    std::fs::write(node.config(), "[network]\nhost_loopback = true\n").expect("a configuration");
+    let mut node = node.begin().await;
+    node.load("busybox");
+    // Outside of the node: in the namespace of whoever runs the test.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let config = networked(&node, "caller");
+    let pod = node.run_pod(&config).await;
+    let line = format!("until nc {HOST_BEHIND_THE_DRIVER} {port} -e cat; do sleep 0.2; done; sleep 600");
+    let mut caller = container("main", &["sh", "-c", &line]);
+    caller.image = Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() });
+    node.start_container(&pod, caller, &config).await;
+    let accepted = tokio::task::spawn_blocking(move || listener.accept());
+    let accepted = tokio::time::timeout(patience(), accepted).await.expect("the pod calls in time");
+    let (mut stream, _) = accepted.expect("a thread").expect("a connection");
+    stream.set_read_timeout(Some(patience())).expect("a limit");
+    let mut echoes = |word: &[u8; 5]| {
+        let mut answer = [0; 5];
+        stream.write_all(word).and_then(|()| stream.read_exact(&mut answer)).expect("the connection is there");
+        assert_eq!(&answer, word);
+    };
+
+    echoes(b"first");
+    let own = addresses(&node, &pod).await;
+    node.kill_daemon();
+    echoes(b"alone");
+    node.serve();
+    node.wait_until_ready().await;
+    echoes(b"again");
+    let (other, of_other) = run(&node, "other").await;
+    assert_eq!(addresses(&node, &pod).await, own);
+    assert!(of_other.iter().all(|address| !own.contains(address)), "{own:?} {of_other:?}");
+    for pod in [&pod, &other] {
         node.remove_pod(pod).await;
     }
     node.stop_and_account().await;

@@ -1,5 +1,6 @@
 //! The built-in network: a bridge in the node, a veth pair per pod.
 
+mod connections;
 mod nftables;
 mod route;
 mod rules;
@@ -15,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::store::PodId;
 
 use super::pool::Pool;
-use super::ports::{PortMapping, RETURNING_MARK};
+use super::ports::{PortMapping, Protocol, RETURNING_MARK};
 use super::{Cidr, NetworkError, PodNetwork};
 
 pub use thread::BuiltinThread;
@@ -152,6 +153,7 @@ impl Builtin {
         // The rules are there before the interface is.
         self.rules.add(pod, rules).map_err(rules_failed)?;
         self.pods.insert(pod.clone(), rules.clone());
+        forget_before(rules);
         let mtu = self.route.uplink_mtu().ok().flatten().or(self.mtu);
         let name = &rules.interface;
         let ends =
@@ -196,18 +198,50 @@ impl Builtin {
                 self.route.remove_link(&name).map_err(failed())?;
             }
         }
+        let has = |address| self.pods.values().any(|pod| pod.addresses.contains(&address));
+        let is_pods = |address| self.cidrs.iter().any(|cidr| cidr.contains(address));
+        forget(|flow| flow.is_led_elsewhere() && is_pods(flow.reply.source) && !has(flow.reply.source));
         Ok(())
     }
 
     /// Removes the pod's interface and frees its addresses. What is gone already is fine.
     pub fn tear_down(&mut self, pod: &PodId) -> Result<(), NetworkError> {
         self.pool.release(pod);
-        self.pods.remove(pod);
+        let had = self.pods.remove(pod);
         let ruled = self.rules.remove(pod).map_err(rules_failed);
+        if let Some(had) = had.filter(has_datagrams) {
+            forget(|flow| flow.is_led_elsewhere() && had.addresses.contains(&flow.reply.source));
+        }
         let name = node_interface(pod);
         let removed =
             self.route.remove_link(&name).map_err(NetworkError::kernel(format!("remove the interface {name}")));
         ruled.and(removed)
+    }
+}
+
+fn has_datagrams(pod: &PodRules) -> bool {
+    pod.ports.iter().any(|port| port.protocol == Protocol::Udp)
+}
+
+/// What clients sent to the pod's ports when nobody had them: the kernel would go on leading it nowhere.
+fn forget_before(pod: &PodRules) {
+    let is_for = |port: &PortMapping, flow: &connections::Flow| {
+        port.protocol == Protocol::Udp
+            && port.host_port == flow.original.destination_port
+            && port.host.is_none_or(|host| host == flow.original.destination)
+    };
+    if has_datagrams(pod) {
+        let is_ours = |flow: &connections::Flow| pod.ports.iter().any(|port| is_for(port, flow));
+        forget(|flow| is_ours(flow) && !flow.is_led_elsewhere() && !flow.is_masqueraded());
+    }
+}
+
+/// A pod is connected and removed without it too: then old clients wait until the kernel forgets by itself.
+fn forget(is_stale: impl Fn(&connections::Flow) -> bool) {
+    match connections::forget(is_stale) {
+        Ok(0) => {}
+        Ok(count) => tracing::debug!(count, "flows of datagrams that led to no pod are forgotten"),
+        Err(error) => tracing::warn!(%error, "old flows of datagrams cannot be forgotten (nf_conntrack_netlink)"),
     }
 }
 

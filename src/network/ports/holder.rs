@@ -32,6 +32,13 @@ fn tables(protocol: Protocol) -> Vec<&'static str> {
     }
 }
 
+/// A socket at `held` keeps another from `wanted`, which is for one family: one at `::` may have both.
+fn overlap(held: IpAddr, wanted: IpAddr) -> bool {
+    let same_family = held.is_ipv4() == wanted.is_ipv4();
+    let either = held.is_unspecified() || wanted.is_unspecified();
+    held == wanted || if same_family { either } else { held == IpAddr::from(Ipv6Addr::UNSPECIFIED) }
+}
+
 /// One line of such a table.
 #[derive(Debug, PartialEq, Eq)]
 struct Socket {
@@ -44,7 +51,6 @@ struct Socket {
 impl Socket {
     fn stands_at(&self, protocol: Protocol, address: SocketAddr) -> bool {
         const LISTEN: u8 = 10;
-        let overlap = |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() || b.is_unspecified();
         self.address.port() == address.port()
             && overlap(self.address.ip().to_canonical(), address.ip())
             && (protocol != Protocol::Tcp || self.state == LISTEN)
@@ -109,5 +115,15 @@ mod tests {
         assert!(found.ends_with(&own), "{found}");
         let closed = tcp.expect("bound");
         assert_eq!(holder_of(Protocol::Tcp, closed).filter(|found| found.ends_with(&own)), None);
+    }
+
+    #[test]
+    fn a_socket_of_the_other_family_is_not_in_the_way_unless_it_has_both() {
+        const ALL_4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        const ALL_6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let (own_4, own_6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+        // What we have bound for IPv4 a moment ago does not keep us from IPv6.
+        assert!(!overlap(ALL_4, ALL_6) && !overlap(own_4, own_6) && !overlap(own_6, ALL_4));
+        assert!(overlap(own_6, ALL_6) && overlap(ALL_6, ALL_4) && overlap(ALL_6, own_4) && overlap(own_4, ALL_4));
     }
 }
