@@ -117,8 +117,11 @@ proptest! {
         (&other).write_all(&damaged(bytes, damage)).expect("a file");
         std::io::Seek::rewind(&mut &other).expect("a file");
         let tree = std::fs::File::open(std::env::temp_dir()).expect("a directory");
-        // The file is not there, so even an undamaged recipe is refused.
-        prop_assert!(write_again(other, tree.into(), &mut std::io::sink()).is_err());
+        // The file is not there, so it is refused, unless the damage ends it before: whoever asks hashes what comes.
+        let mut written = Vec::new();
+        if write_again(other, tree.into(), &mut written).is_ok() {
+            prop_assert!(written.len() < tar.len());
+        }
     }
 }
 

@@ -300,7 +300,7 @@ async fn the_usage_of_images_is_what_a_walk_finds() {
         .entry(b'0', "d", "", 0o644, b"was a directory")
         .symlink("s", "a")
         .tar();
-    commit(&scratch.store(), &[odd.clone()], "docker.io/library/one:1").await;
+    commit(&scratch.store(), std::slice::from_ref(&odd), "docker.io/library/one:1").await;
     commit(&scratch.store(), &[odd, Layer::new().file("more", &big).tar()], "docker.io/library/two:1").await;
     three_layers(&scratch).await;
     let (usage, _) = scratch.images().await.usage().expect("usage");
