@@ -108,7 +108,7 @@ async fn client(io: tokio::io::DuplexStream, bytes: Vec<u8>, piece: usize) {
 
 /// Reads a stream to its end and sends back nothing, or gives it up, by turns.
 async fn serve(stream: IncomingStream) {
-    let give_up = stream.id % 3 == 0;
+    let give_up = stream.id.is_multiple_of(3);
     let Some((mut receiver, sink)) = stream.accept().await else { return };
     if give_up {
         return sink.reset().await;
