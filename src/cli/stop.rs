@@ -96,7 +96,7 @@ fn stop_by_daemon(config: &Config, settings: &Settings) -> anyhow::Result<usize>
         let stopped = futures_util::future::join_all(stops).await;
         anyhow::Ok(stopped.iter().filter(|answer| answer.is_ok()).count())
     };
-    let done = block_on(tokio::time::timeout(PODS_PATIENCE, work))?;
+    let done = block_on(async { tokio::time::timeout(PODS_PATIENCE, work).await })?;
     Ok(done.ok().and_then(Result::ok).unwrap_or(0))
 }
 
