@@ -9,6 +9,8 @@
 
 mod chunks;
 mod descriptor;
+#[cfg(test)]
+mod fuzz;
 mod http;
 mod port_forward;
 mod remote_command;

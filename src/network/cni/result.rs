@@ -249,4 +249,26 @@ mod tests {
         assert!(parse(&format!(r#"{{"ips":[{}{{}}]}}"#, "{},".repeat(ENTRIES_LIMIT))).is_err());
         assert!(parse(&"[".repeat(100_000)).is_err());
     }
+
+    proptest::proptest! {
+        /// Output of a plugin that somebody has changed: an answer or an error, and all that is read of the answer.
+        #[test]
+        fn changed_output_never_panics(
+            changes in proptest::collection::vec(proptest::prelude::any::<(usize, u8)>(), 0..6),
+            cut in 0..BRIDGE.len() + 1,
+        ) {
+            let mut bytes = BRIDGE.as_bytes().to_vec();
+            for (at, value) in changes {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            // Mostly whole: what is cut off is seldom JSON.
+            bytes.truncate(if cut % 8 == 0 { cut } else { bytes.len() });
+            for version in [Version::V0_2_0, Version::V0_4_0, Version::V1_0_0] {
+                if let Ok(result) = AddResult::parse(&bytes, version) {
+                    let _ = (result.addresses(), result.node_interface(), result.in_version(version));
+                }
+            }
+        }
+    }
 }
