@@ -59,6 +59,7 @@ impl Origins<'_> {
 /// `network.pod_cidrs` is `CRICKET_POD_CIDRS`: tables are not said, but for the registry's.
 fn variable_of(key: &str) -> String {
     let name = match key.split_once('.') {
+        Some(("registry", name @ "short_names")) => name.to_owned(),
         Some(("registry", _)) => key.replace('.', "_"),
         Some(("streaming", _)) => key.replace('.', "_"),
         Some((_, name)) => name.to_owned(),
@@ -204,6 +205,11 @@ fn check(config: Config, origins: &Origins) -> Result<Config, ConfigError> {
     if config.socket.as_os_str().len() > SOCKET_PATH_LIMIT {
         let message = format!("{:?} is longer than the {SOCKET_PATH_LIMIT} bytes of a socket's path", config.socket);
         return wrong("socket", message);
+    }
+    // A single word would be taken for a module, of which there is none, and nothing would be logged.
+    let word = config.log_level.trim();
+    if !word.contains(['=', ',', ':', '[']) && word.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
+        return wrong("log_level", format!("{word:?} is none of off, error, warn, info, debug and trace"));
     }
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log_level) {
         return wrong("log_level", format!("{:?} is not a filter such as info or debug: {error}", config.log_level));

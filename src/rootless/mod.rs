@@ -23,7 +23,7 @@ pub use record::NodeRecord;
 use crate::config::Config;
 use crate::store::RecordError;
 use crate::sys::namespace::Namespace;
-use crate::sys::{descriptors, directory, fork, sealed};
+use crate::sys::{descriptors, directory, fork, loopback, sealed};
 
 /// Where the node's namespaces come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +153,9 @@ fn make_private(path: &Path) -> Result<(), RootlessError> {
 }
 
 fn found(kind: NodeKind) -> Result<Node, RootlessError> {
+    // A network namespace of the moment (`unshare --net`) has it down. Where it is not ours to change, whoever needs it says
+    // what is wrong.
+    let _ = loopback::up();
     let own = |namespace: Namespace| {
         namespace.open_own().map_err(RootlessError::io(format!("open our {} namespace", namespace.name())))
     };

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// Brings `lo` of this process's network namespace up; the kernel gives it 127.0.0.1 and ::1.
+/// Brings `lo` of this process's network namespace up, unless it is; the kernel gives it 127.0.0.1 and ::1.
 pub fn up() -> io::Result<()> {
     let socket: OwnedFd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: ifreq is plain data for which all zeroes are valid.
@@ -13,8 +13,19 @@ pub fn up() -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
         *to = *from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the request outlives the call and is of the type that SIOCSIFFLAGS reads.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    call(&socket, libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: the call above has written this field of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let up = libc::IFF_UP as libc::c_short;
+    if flags & up != 0 {
+        return Ok(());
+    }
+    request.ifr_ifru.ifru_flags = flags | up;
+    call(&socket, libc::SIOCSIFFLAGS, &mut request)
+}
+
+fn call(socket: &OwnedFd, number: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: the request outlives the call and is of the type that both calls take.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), number, std::ptr::from_mut(request)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -74,7 +74,7 @@ fn wrong(path: &Path) -> impl FnOnce(String) -> CniError {
 fn files(directory: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, CniError> {
     let listed = match fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        listed => listed.map_err(|error| wrong(directory)(format!("it cannot be listed: {error}")))?,
+        listed => listed.map_err(|error| wrong(directory)(format!("it cannot be listed: {error}; `network.cni_config_dir` (CRICKET_CNI_CONFIG_DIR) names another, one that is not there means the built-in network")))?,
     };
     let wanted = |path: &PathBuf| {
         let extension = path.extension().and_then(|extension| extension.to_str());
