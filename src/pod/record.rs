@@ -148,6 +148,10 @@ impl Layout {
             Ok(exit) => return exit,
             Err(error) => error,
         };
+        if !error.is_damaged() {
+            tracing::error!(%container, %error, "how a container ended cannot be read now");
+            return None;
+        }
         let place = store::set_aside(&path).map_or_else(|e| e.to_string(), |place| place.display().to_string());
         tracing::error!(%container, %error, place, "how a container ended is not known: its record is set aside");
         None

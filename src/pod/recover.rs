@@ -12,7 +12,7 @@ use crate::executor::client::Supervisor;
 use crate::executor::leftovers;
 use crate::pod::context::{Context, blocking, whom_container};
 use crate::pod::driver::{Driver, REQUEST_BACKLOG};
-use crate::pod::error::PodError;
+use crate::pod::error::{PodError, PodErrorKind};
 use crate::pod::member::{Member, exit_on_disk};
 use crate::pod::name::{Answered, ContainerName, PodName};
 use crate::pod::record::{self, ContainerRecord, PodRecord};
@@ -101,6 +101,8 @@ fn scan(context: &Context) -> Result<Scan, PodError> {
                 let containers = ids(&context.layout.pod(&id).join("containers"))?;
                 scan.foreign.push((id, containers));
             }
+            // A pod that is set aside loses its supervisor: never for what may be whole.
+            Err(Unfit::Unread(error)) => return Err(error),
             Err(Unfit::Damaged(error)) => match context.layout.set_aside(&id) {
                 Ok(place) => tracing::error!(pod = %id, %error, place = %place.display(), "a pod is set aside"),
                 Err(aside) => tracing::error!(pod = %id, %error, %aside, "a pod is left out"),
@@ -110,21 +112,25 @@ fn scan(context: &Context) -> Result<Scan, PodError> {
     Ok(scan)
 }
 
-/// Why a pod cannot be taken over.
+/// Why a pod or a container cannot be taken over.
 enum Unfit {
+    /// A later release wrote it.
     Newer(RecordError),
+    /// What the disk has is no record.
     Damaged(PodError),
+    /// Something has run out (descriptors, memory): what the disk has is not known.
+    Unread(PodError),
 }
 
 impl From<RecordError> for Unfit {
     fn from(error: RecordError) -> Self {
-        if error.is_newer() { Self::Newer(error) } else { Self::Damaged(error.into()) }
+        if error.is_newer() { Self::Newer(error) } else { PodError::from(error).into() }
     }
 }
 
 impl From<PodError> for Unfit {
     fn from(error: PodError) -> Self {
-        Self::Damaged(error)
+        if error.kind == PodErrorKind::ResourceExhausted { Self::Unread(error) } else { Self::Damaged(error) }
     }
 }
 
@@ -142,15 +148,18 @@ fn scan_pod(context: &Context, id: &PodId) -> Result<Option<Found>, Unfit> {
                 tracing::info!(container = %container, "a container that was never made is removed");
                 paths::remove_tree(&context.layout.container(id, &container))?;
             }
-            Err(error) if error.is_newer() => {
-                tracing::error!(%container, %error, "a container is left as it is");
-                foreign.push(container);
-            }
-            Err(error) => {
-                let place = context.layout.container(id, &container).with_extension("unreadable");
-                tracing::error!(container = %container, %error, place = %place.display(), "a container is set aside");
-                let _ = fs::rename(context.layout.container(id, &container), place);
-            }
+            Err(error) => match Unfit::from(error) {
+                Unfit::Newer(error) => {
+                    tracing::error!(%container, %error, "a container is left as it is");
+                    foreign.push(container);
+                }
+                Unfit::Damaged(error) => {
+                    let place = context.layout.container(id, &container).with_extension("unreadable");
+                    tracing::error!(%container, %error, place = %place.display(), "a container is set aside");
+                    let _ = fs::rename(context.layout.container(id, &container), place);
+                }
+                unread @ Unfit::Unread(_) => return Err(unread),
+            },
         }
     }
     Ok(Some(Found { pod, name, containers, foreign }))
@@ -247,4 +256,22 @@ fn members(
         (id, member)
     };
     containers.into_iter().map(revive).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unfit(number: i32) -> Unfit {
+        let source = std::io::Error::from_raw_os_error(number);
+        RecordError::Io { path: "/r/pod.json".into(), action: "open", source }.into()
+    }
+
+    #[test]
+    fn what_could_not_be_read_for_want_of_something_is_not_taken_for_damaged() {
+        for number in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            assert!(matches!(unfit(number), Unfit::Unread(_)), "{number}");
+        }
+        assert!(matches!(unfit(libc::EIO), Unfit::Damaged(_)));
+    }
 }
