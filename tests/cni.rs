@@ -72,8 +72,16 @@ impl Site {
         };
         let node = File::open("/proc/self/ns/net").expect("a namespace").into();
         let cidrs = vec!["10.77.0.0/16".parse().expect("a range")];
-        Network::new(NetworkOptions { node, cidrs, cidrs_of_kubelet: true, mtu: None, forwarded: false, cni })
-            .expect("a network")
+        Network::new(NetworkOptions {
+            node,
+            name: "cricket".to_owned(),
+            cidrs,
+            cidrs_of_kubelet: true,
+            mtu: None,
+            forwarded: false,
+            cni,
+        })
+        .expect("a network")
     }
 
     fn configure(&self, list: &Value) {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use cricket::network::cni::CniOptions;
 use cricket::network::outbound::{Driver, Outbound};
-use cricket::network::{Network, NetworkOptions, PodRequest};
+use cricket::network::{Network, NetworkOptions, PodRequest, dismantle};
 use cricket::store::PodId;
 use cricket::sys::process::ProcessId;
 
@@ -80,17 +80,23 @@ impl Drop for Pod {
 }
 
 fn network() -> Network {
+    named("cricket", &["10.77.0.0/16", "fdc7:1cce:7::/64"])
+}
+
+fn named(name: &str, ranges: &[&str]) -> Network {
     let node = File::open("/proc/self/ns/net").expect("a namespace").into();
-    let cidrs = ["10.77.0.0/16", "fdc7:1cce:7::/64"].map(|c| c.parse().expect("a range")).to_vec();
+    let cidrs = ranges.iter().map(|range| range.parse().expect("a range")).collect();
     let nowhere = std::path::PathBuf::from("/nowhere");
-    let cni = CniOptions {
-        config_dir: nowhere.clone(),
-        plugin_dirs: Vec::new(),
-        attachments: nowhere,
-        patience: std::time::Duration::from_secs(1),
-    };
-    Network::new(NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu: None, forwarded: false, cni })
+    let patience = std::time::Duration::from_secs(1);
+    let cni = CniOptions { config_dir: nowhere.clone(), plugin_dirs: Vec::new(), attachments: nowhere, patience };
+    let name = name.to_owned();
+    Network::new(NetworkOptions { node, name, cidrs, cidrs_of_kubelet: false, mtu: None, forwarded: false, cni })
         .expect("a network")
+}
+
+fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().expect("nft runs");
+    String::from_utf8(output.stdout).expect("text")
 }
 
 /// Names of the links, a line each.
@@ -139,8 +145,7 @@ fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
         let second = network.set_up(two.request()).await.expect("set up");
         assert!(first.addresses.iter().all(|a| !second.addresses.contains(a)));
         assert!(two.run(&format!("ping -c1 -W5 {}", first.addresses[0])));
-        let rules = Command::new("nft").args(["list", "table", "inet", "cricket"]).output().expect("nft runs");
-        let rules = String::from_utf8(rules.stdout).expect("text");
+        let rules = nft(&["list", "table", "inet", "cricket"]);
         assert_eq!(rules.matches("masquerade").count(), 4, "{rules}");
         assert!(rules.contains("ip saddr 10.77.0.0/16 oifname != \"cricket0\" masquerade"), "{rules}");
     });
@@ -284,4 +289,30 @@ fn slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again() {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(a_way_out(Driver::Slirp4netns));
     }
+}
+
+#[test]
+fn two_networks_in_one_namespace_leave_each_other_alone() {
+    if !inside("two_networks_in_one_namespace_leave_each_other_alone") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (one, other) = (network(), named("cricket-0a1b2c", &["10.88.16.0/20"]));
+        let (first, second) = (Pod::start(), Pod::start());
+        one.set_up(first.request()).await.expect("set up");
+        let address = other.set_up(second.request()).await.expect("set up").addresses[0];
+        assert!(first.run(&format!("ping -c1 -W5 {address}")));
+        let table = |name| nft(&["list", "table", "inet", name]).contains("masquerade");
+        assert!(table("cricket") && table("cricket-0a1b2c"));
+        // The same addresses twice would lead to either.
+        let third = named("cricket-ffffff", &["10.77.0.0/20"]).set_up(Pod::start().request()).await;
+        let error = third.expect_err("refused").to_string();
+        assert!(error.contains("cricket0") && error.contains("10.77.0.0/20"), "{error}");
+
+        dismantle("cricket-0a1b2c").expect("taken away");
+        assert!(!links().contains("cricket-0a1b2c0") && !nft(&["list", "ruleset"]).contains("0a1b2c"));
+        assert!(links().contains("cricket0") && table("cricket"));
+        dismantle("cricket-0a1b2c").expect("twice");
+    });
 }

@@ -133,7 +133,8 @@ async fn network_in(node: OwnedFd, mtu: Option<u32>) -> Network {
         attachments: nowhere,
         patience: std::time::Duration::from_secs(1),
     };
-    let options = NetworkOptions { node, cidrs, cidrs_of_kubelet: false, mtu, forwarded: true, cni };
+    let options =
+        NetworkOptions { node, name: "cricket".to_owned(), cidrs, cidrs_of_kubelet: false, mtu, forwarded: true, cni };
     let network = Network::new(options).expect("a network");
     assert_eq!(network.missing().await, None);
     network

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::executor::client::Supervisor;
 use crate::executor::leftovers;
 use crate::network::outbound::Outbound;
-use crate::network::ports;
+use crate::network::{self, ports};
 use crate::proto::cri;
 use crate::proto::supervisor::{Shutdown, request::Op};
 use crate::rootless::{NodeRecord, cgroups};
@@ -62,6 +62,7 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     }
     if args.pods || pods_left == 0 {
         ports::stop(&config.state).context("ending the forwarder of host ports")?;
+        end_network(&config)?;
     }
     said.extend(end_node(&config.state)?);
     if said.is_empty() {
@@ -190,6 +191,12 @@ fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
         count += end_all(&others, NODE_PATIENCE).context("ending what runs in the node")?;
     }
     Ok((count > 0).then(|| format!("ended {count} other process(es) of the node")))
+}
+
+/// Of root's and of a node that was found: another one's network goes with the node.
+fn end_network(config: &Config) -> anyhow::Result<()> {
+    let is_here = nix::unistd::geteuid().is_root() && NodeRecord::read(&config.state)?.is_none();
+    if is_here { Ok(network::dismantle(&config.network_name)?) } else { Ok(()) }
 }
 
 /// The node, unless somebody is in it: it is theirs too.

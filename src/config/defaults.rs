@@ -2,8 +2,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 use super::{ConfigError, Environment};
 
@@ -11,7 +14,7 @@ use super::{ConfigError, Environment};
 const NAME: &str = "cricket";
 
 /// Pod addresses of the built-in network: a private range, and a unique local one (RFC 4193).
-pub const POD_CIDRS: [&str; 2] = ["10.85.0.0/16", "fd85:ee78:d8a6:8607::/64"];
+const POD_CIDRS: [&str; 2] = ["10.85.0.0/16", "fd85:ee78:d8a6:8607::/64"];
 
 /// What Docker users mean by `busybox`.
 pub const SHORT_NAMES: &str = "docker.io";
@@ -69,6 +72,27 @@ pub fn registry_config_path(env: &Environment) -> PathBuf {
         return own;
     }
     Some(PathBuf::from("/etc").join(NAME).join("certs.d")).filter(|dir| dir.is_dir()).unwrap_or(own)
+}
+
+/// What a daemon has of a network namespace in which others may be too.
+pub struct Share {
+    /// See [`super::Config::network_name`].
+    pub name: String,
+    /// See [`super::Config::pod_cidrs`].
+    pub pod_cidrs: Vec<String>,
+}
+
+/// That of the default root, or one that follows from the root: `10.88.0.0/13` has 128 ranges of 4094 pods.
+pub fn share(root: &Path, env: &Environment) -> Share {
+    if self::root(env).is_ok_and(|default| default == root) {
+        return Share { name: NAME.to_owned(), pod_cidrs: POD_CIDRS.map(str::to_owned).to_vec() };
+    }
+    let digest = Sha256::digest(root.as_os_str().as_bytes());
+    let [first, second, third, range, subnet @ ..] = digest.first_chunk::<6>().expect("a digest has 32 bytes");
+    let (high, low) = (88 + (range >> 4 & 7), range << 4);
+    let pod_cidrs =
+        vec![format!("10.{high}.{low}.0/20"), format!("fd85:ee78:d8a6:{:x}::/64", u16::from_be_bytes(*subnet))];
+    Share { name: format!("{NAME}-{first:02x}{second:02x}{third:02x}"), pod_cidrs }
 }
 
 /// CNI configurations.

@@ -48,6 +48,9 @@ pub struct Config {
     pub cni_timeout: Duration,
     /// Services at the host's loopback addresses are reached by pods of a made node.
     pub host_loopback: bool,
+    /// Of the built-in network, where other daemons' may be: `cricket`, and another for each root that is not the
+    /// default one.
+    pub network_name: String,
     /// Pod addresses of the built-in network, until a kubelet names others.
     pub pod_cidrs: Vec<String>,
     /// Specifications of CDI devices; later ones go before earlier ones. `/etc/cdi`, `/var/run/cdi`.

@@ -84,8 +84,10 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
     let registry = pick(&None, "CRICKET_REGISTRY_CONFIG_PATH", "registry.config_path", file.registry.config_path)?;
     let cni_config = pick(&None, "CRICKET_CNI_CONFIG_DIR", "network.cni_config_dir", file.network.cni_config_dir)?;
     let log_level = flags.log_level.clone().or_else(|| env.variable("CRICKET_LOG_LEVEL").map(str::to_owned));
+    let root = root.map_or_else(|| defaults::root(env), Ok)?;
+    let share = defaults::share(&root, env);
     Ok(Config {
-        root: root.map_or_else(|| defaults::root(env), Ok)?,
+        root,
         socket: socket.unwrap_or_else(|| state.join("cricket.sock")),
         state,
         log_level: log_level.or(file.log_level).unwrap_or_else(|| defaults::LOG_LEVEL.to_owned()),
@@ -115,9 +117,8 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
         host_loopback: parsed(env, "CRICKET_HOST_LOOPBACK", "true or false")?
             .or(file.network.host_loopback)
             .unwrap_or(false),
-        pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',')
-            .or(file.network.pod_cidrs)
-            .unwrap_or_else(|| defaults::POD_CIDRS.map(str::to_owned).to_vec()),
+        network_name: share.name,
+        pod_cidrs: words(env, "CRICKET_POD_CIDRS", ',').or(file.network.pod_cidrs).unwrap_or(share.pod_cidrs),
         cdi_spec_dirs: directories(env, "CRICKET_CDI_SPEC_DIRS", file.cdi.spec_dirs, origins, "cdi.spec_dirs")?
             .unwrap_or_else(defaults::cdi_spec_dirs),
         metrics_address: parsed(env, "CRICKET_METRICS_ADDRESS", "an address such as 127.0.0.1:9586")?

@@ -152,3 +152,23 @@ fn a_flag_that_wins_is_the_one_that_is_blamed() {
     let env = user(&[HOME, RUN, ("CRICKET_LOG_LEVEL", "info")]);
     assert!(resolve(&flags, &env).expect_err("refused").to_string().starts_with("--log-level: "));
 }
+
+#[test]
+fn a_root_of_ones_own_has_a_network_of_its_own() {
+    let share = |root: &str| {
+        let config =
+            resolve(&Flags::default(), &Environment::with(0, &[HOME, ("CRICKET_ROOT", root)])).expect("resolved");
+        (config.network_name, config.pod_cidrs)
+    };
+    let (name, ranges) = share("/var/lib/cricket");
+    assert_eq!((name.as_str(), ranges[0].as_str()), ("cricket", "10.85.0.0/16"));
+    let (one, two) = (share("/one"), share("/two"));
+    assert!(one.0 != two.0 && one.1[0] != two.1[0] && one.1[1] != two.1[1], "{one:?} {two:?}");
+    assert_eq!(share("/one"), one);
+    for (name, ranges) in [one, two] {
+        // With a digit behind it an interface's name, of which the kernel takes 15 bytes.
+        assert_eq!(name.len(), 14);
+        let fields: Vec<u8> = ranges[0].split(['.', '/']).map(|field| field.parse().expect("a number")).collect();
+        assert!(matches!(fields[..], [10, 88..=95, low, 0, 20] if low % 16 == 0), "{ranges:?}");
+    }
+}

@@ -34,6 +34,7 @@ fn facts() -> Facts {
         cni_plugin_dirs: Vec::new(),
         cni_timeout: std::time::Duration::from_secs(60),
         host_loopback: false,
+        network_name: "cricket".to_owned(),
         pod_cidrs: Vec::new(),
         cdi_spec_dirs: Vec::new(),
         metrics_address: None,

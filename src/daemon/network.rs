@@ -48,6 +48,7 @@ fn pod_network(config: &Config, node: &Node, kept: Option<Vec<String>>) -> Resul
     let made = node.kind == NodeKind::Made;
     let options = NetworkOptions {
         node: network_of(node)?,
+        name: config.network_name.clone(),
         cidrs,
         cidrs_of_kubelet,
         mtu: made.then_some(outbound::MTU),

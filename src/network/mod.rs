@@ -32,6 +32,8 @@ use crate::proto::cri;
 use crate::store::PodId;
 use crate::sys::process::ProcessId;
 
+pub use builtin::dismantle;
+
 use builtin::{BuiltinOptions, BuiltinThread};
 use cni::{Cni, CniError, CniOptions};
 
@@ -55,6 +57,17 @@ pub enum NetworkError {
         "pod network: every address of {0} is taken by a pod; remove pods or configure a larger range (network.pod_cidrs)"
     )]
     Exhausted(Cidr),
+    /// Two daemons in one network namespace.
+    #[error(
+        "pod network: {range} holds addresses of the bridge {bridge}, another daemon's in this network namespace; \
+         name other ranges in network.pod_cidrs"
+    )]
+    Shared {
+        /// Ours.
+        range: Cidr,
+        /// The other's.
+        bridge: String,
+    },
     /// A plugin, or its configuration.
     #[error(transparent)]
     Cni(#[from] CniError),
@@ -74,6 +87,8 @@ impl NetworkError {
 pub struct NetworkOptions {
     /// The node's network namespace.
     pub node: OwnedFd,
+    /// Tells the built-in network's bridge and tables from those of other daemons in the same namespace.
+    pub name: String,
     /// Ranges of pod addresses: at most one of each family.
     pub cidrs: Vec<Cidr>,
     /// Whether a kubelet named them: then CNI plugins that ask for ranges are told too.
@@ -129,6 +144,7 @@ pub struct Network {
 #[derive(Debug)]
 struct Shared {
     node: OwnedFd,
+    name: String,
     mtu: Option<u32>,
     forwarded: bool,
     builtin: Mutex<BuiltinState>,
@@ -146,11 +162,11 @@ struct BuiltinState {
 impl Network {
     /// Nothing is made before it is needed.
     pub fn new(options: NetworkOptions) -> Result<Self, NetworkError> {
-        let NetworkOptions { node, cidrs, cidrs_of_kubelet, mtu, forwarded, cni } = options;
+        let NetworkOptions { node, name, cidrs, cidrs_of_kubelet, mtu, forwarded, cni } = options;
         let copy = node.try_clone().map_err(NetworkError::kernel("duplicate the node's namespace"))?;
         let builtin = Mutex::new(BuiltinState { cidrs, of_kubelet: cidrs_of_kubelet, running: None });
         let cni = Cni::new(cni, copy);
-        Ok(Self { shared: Arc::new(Shared { node, mtu, forwarded, builtin, cni }) })
+        Ok(Self { shared: Arc::new(Shared { node, name, mtu, forwarded, builtin, cni }) })
     }
 
     /// The built-in network, started unless it runs.
@@ -159,10 +175,11 @@ impl Network {
         if let Some(running) = &state.running {
             return Ok(running.clone());
         }
-        let Shared { node, mtu, forwarded, .. } = &*self.shared;
+        let Shared { node, name, mtu, forwarded, .. } = &*self.shared;
         let node = node.try_clone().map_err(NetworkError::kernel("duplicate the node's namespace"))?;
-        let cidrs = state.cidrs.clone();
-        let started = BuiltinThread::start(BuiltinOptions { node, cidrs, mtu: *mtu, forwarded: *forwarded }).await?;
+        let (name, cidrs) = (name.clone(), state.cidrs.clone());
+        let options = BuiltinOptions { node, name, cidrs, mtu: *mtu, forwarded: *forwarded };
+        let started = BuiltinThread::start(options).await?;
         Ok(state.running.insert(started).clone())
     }
 

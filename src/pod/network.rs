@@ -265,7 +265,7 @@ impl From<NetworkError> for PodError {
             NetworkError::Cni(CniError::Request(_)) => PodErrorKind::Invalid,
             NetworkError::Kernel { .. } | NetworkError::Cni(_) => PodErrorKind::Internal,
             NetworkError::Exhausted(_) => PodErrorKind::ResourceExhausted,
-            NetworkError::Ended => PodErrorKind::Unavailable,
+            NetworkError::Shared { .. } | NetworkError::Ended => PodErrorKind::Unavailable,
         };
         Self::new(kind, error.to_string())
     }

@@ -24,8 +24,11 @@ pub use thread::BuiltinThread;
 use route::{Ends, RouteSocket};
 use rules::{PodRules, Rules};
 
-/// Name of the bridge in the node's network namespace.
-const BRIDGE: &str = "cricket0";
+/// With the network's name before it, the bridge's.
+const BRIDGE_NUMBER: char = '0';
+
+/// Begins the name of every daemon's network.
+const NETWORK_PREFIX: &str = "cricket";
 
 /// Name of a pod's interface inside the pod.
 const POD_INTERFACE: &str = "eth0";
@@ -48,13 +51,24 @@ const RETURNING_TABLE: u32 = 0x434b;
 pub struct Builtin {
     node: OwnedFd,
     route: RouteSocket,
-    bridge: u32,
+    bridge: Bridge,
     cidrs: Vec<Cidr>,
     pool: Pool,
     rules: Rules,
     pods: HashMap<PodId, PodRules>,
     /// Of pods' interfaces where no uplink says another.
     mtu: Option<u32>,
+}
+
+/// Where the pods meet.
+#[derive(Debug)]
+struct Bridge {
+    name: String,
+    index: u32,
+}
+
+fn bridge_of(name: &str) -> String {
+    format!("{name}{BRIDGE_NUMBER}")
 }
 
 fn node_interface(pod: &PodId) -> String {
@@ -78,6 +92,7 @@ fn hardware_address(addresses: &[IpAddr]) -> Option<[u8; 6]> {
 #[derive(Debug)]
 pub struct BuiltinOptions {
     pub node: OwnedFd,
+    pub name: String,
     pub cidrs: Vec<Cidr>,
     pub mtu: Option<u32>,
     pub forwarded: bool,
@@ -86,13 +101,15 @@ pub struct BuiltinOptions {
 impl Builtin {
     /// Joins the node's network namespace with this thread, for good.
     pub fn start(options: BuiltinOptions) -> Result<Self, NetworkError> {
-        let BuiltinOptions { node, cidrs, mtu, forwarded } = options;
+        let BuiltinOptions { node, name, cidrs, mtu, forwarded } = options;
         enter(&node).map_err(NetworkError::kernel("join the node's network namespace"))?;
         let mut route = RouteSocket::open().map_err(NetworkError::kernel("open a netlink socket"))?;
         let own = cidrs.first().and_then(|cidr| hardware_address(&[cidr.gateway()]));
-        let bridge =
-            route.ensure_bridge(BRIDGE, own).map_err(NetworkError::kernel(format!("make the bridge {BRIDGE}")))?;
-        let (rules, pods) = (Rules::new(BRIDGE), HashMap::new());
+        let bridge = bridge_of(&name);
+        let made = route.ensure_bridge(&bridge, own);
+        let index = made.map_err(NetworkError::kernel(format!("make the bridge {bridge}")))?;
+        let (rules, pods) = (Rules::new(&name, &bridge), HashMap::new());
+        let bridge = Bridge { name: bridge, index };
         let mut network = Self { node, route, bridge, cidrs: Vec::new(), pool: Pool::default(), rules, pods, mtu };
         network.forward()?;
         if forwarded {
@@ -118,13 +135,31 @@ impl Builtin {
 
     /// See [`super::Network::change_ranges`].
     pub fn change_ranges(&mut self, cidrs: Vec<Cidr>) -> Result<(), NetworkError> {
+        self.refuse_others(&cidrs)?;
+        let Bridge { name, index } = &self.bridge;
         for cidr in &cidrs {
             self.route
-                .add_address(self.bridge, cidr.gateway(), cidr.bits())
-                .map_err(NetworkError::kernel(format!("give the bridge {BRIDGE} the address {}", cidr.gateway())))?;
+                .add_address(*index, cidr.gateway(), cidr.bits())
+                .map_err(NetworkError::kernel(format!("give the bridge {name} the address {}", cidr.gateway())))?;
         }
         self.rules.set_ranges(cidrs.clone()).map_err(rules_failed)?;
         self.cidrs = cidrs;
+        Ok(())
+    }
+
+    /// Another daemon's pods in this network namespace have addresses of their own.
+    fn refuse_others(&mut self, cidrs: &[Cidr]) -> Result<(), NetworkError> {
+        let failed = || NetworkError::kernel("look for other bridges of this network namespace");
+        for (link, address) in self.route.addresses().map_err(failed())? {
+            let Some(range) = cidrs.iter().find(|cidr| cidr.contains(address)) else { continue };
+            if link == self.bridge.index {
+                continue;
+            }
+            let name = self.route.link_name(link).map_err(failed())?.unwrap_or_default();
+            if is_bridge(&name) {
+                return Err(NetworkError::Shared { range: *range, bridge: name });
+            }
+        }
         Ok(())
     }
 
@@ -156,8 +191,13 @@ impl Builtin {
         forget_before(rules);
         let mtu = self.route.uplink_mtu().ok().flatten().or(self.mtu);
         let name = &rules.interface;
-        let ends =
-            Ends { name, bridge: self.bridge, inside: POD_INTERFACE, hardware_address: rules.hardware_address, mtu };
+        let ends = Ends {
+            name,
+            bridge: self.bridge.index,
+            inside: POD_INTERFACE,
+            hardware_address: rules.hardware_address,
+            mtu,
+        };
         let made = self.route.add_veth(&ends, namespace);
         made.map_err(NetworkError::kernel(format!("make the interface {name}")))?;
         let mut inside =
@@ -190,8 +230,9 @@ impl Builtin {
     /// All pods of an earlier daemon are adopted: what belongs to none of them is removed.
     pub fn settle(&mut self) -> Result<(), NetworkError> {
         self.rules.write().map_err(rules_failed)?;
-        let failed = || NetworkError::kernel(format!("look for what earlier pods left at the bridge {BRIDGE}"));
-        for name in self.route.ports_of(self.bridge).map_err(failed())? {
+        let failed =
+            || NetworkError::kernel(format!("look for what earlier pods left at the bridge {}", self.bridge.name));
+        for name in self.route.ports_of(self.bridge.index).map_err(failed())? {
             let is_known = self.pods.values().any(|pod| pod.interface == name);
             if name.starts_with(NAME_PREFIX) && !is_known {
                 tracing::warn!(name, "an interface that no pod is behind is removed");
@@ -216,6 +257,29 @@ impl Builtin {
         let removed =
             self.route.remove_link(&name).map_err(NetworkError::kernel(format!("remove the interface {name}")));
         ruled.and(removed)
+    }
+}
+
+/// Of some daemon's built-in network.
+fn is_bridge(link: &str) -> bool {
+    link.starts_with(NETWORK_PREFIX) && link.ends_with(BRIDGE_NUMBER)
+}
+
+/// Takes the bridge of the network `name` and its rules out of this thread's network namespace, if they are there and
+/// ours to remove: no pod is left.
+pub fn dismantle(name: &str) -> Result<(), NetworkError> {
+    let bridge = bridge_of(name);
+    let mut route = RouteSocket::open().map_err(NetworkError::kernel("open a netlink socket"))?;
+    let failed = NetworkError::kernel(format!("look for the bridge {bridge}"));
+    if route.link_index(&bridge).map_err(failed)?.is_none() {
+        return Ok(());
+    }
+    // The bridge goes last: while it is there, whoever comes again looks for the rules too.
+    let removed = rules::remove(name).and_then(|()| route.remove_link(&bridge));
+    match removed {
+        // Somebody else's: this process is root of another user namespace.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(NetworkError::kernel(format!("remove the bridge {bridge} and its rules"))),
     }
 }
 

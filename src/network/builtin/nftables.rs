@@ -191,11 +191,10 @@ pub fn interface_name(name: &str) -> Vec<u8> {
     key
 }
 
-/// A table of one family.
+/// A table, by its family: all of a transaction's have one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table {
     pub family: u8,
-    pub name: &'static str,
 }
 
 /// Where in the packet's way a chain stands.
@@ -229,7 +228,9 @@ pub struct Element {
 }
 
 /// Messages of one transaction.
-pub struct Batch {
+pub struct Batch<'a> {
+    /// Of its tables.
+    name: &'a str,
     bytes: Vec<u8>,
     sequence: u32,
     sets: u32,
@@ -237,10 +238,10 @@ pub struct Batch {
     last: usize,
 }
 
-impl Batch {
-    /// An empty transaction.
-    pub fn new() -> Self {
-        let mut batch = Self { bytes: Vec::new(), sequence: 0, sets: 0, last: 0 };
+impl<'a> Batch<'a> {
+    /// An empty transaction on tables that are called `name`.
+    pub fn new(name: &'a str) -> Self {
+        let mut batch = Self { name, bytes: Vec::new(), sequence: 0, sets: 0, last: 0 };
         batch.push(BATCH_BEGIN, 0, 0, SUBSYSTEM, &[]);
         batch
     }
@@ -265,21 +266,26 @@ impl Batch {
 
     /// The table, without what was in it.
     pub fn replace_table(&mut self, table: Table) {
-        let name = [text(1, table.name)];
+        self.remove_table(table);
+        self.add(NEW_TABLE, CREATE, table, &[text(1, self.name)]);
+    }
+
+    /// That there is none is fine.
+    pub fn remove_table(&mut self, table: Table) {
+        let name = [text(1, self.name)];
         // Made first, so that there is one to delete.
         self.add(NEW_TABLE, CREATE, table, &name);
         self.add(DELETE_TABLE, 0, table, &name);
-        self.add(NEW_TABLE, CREATE, table, &name);
     }
 
     pub fn chain(&mut self, table: Table, name: &str, hook: &Hook) {
         let place = nested(4, &[number(1, hook.number), number(2, hook.priority as u32)]);
-        self.add(NEW_CHAIN, CREATE, table, &[text(1, table.name), text(3, name), place, text(7, hook.kind)]);
+        self.add(NEW_CHAIN, CREATE, table, &[text(1, self.name), text(3, name), place, text(7, hook.kind)]);
     }
 
     pub fn rule(&mut self, table: Table, chain: &str, expressions: Vec<Expression>) {
         let expressions: Vec<_> = expressions.into_iter().map(|e| e.0).collect();
-        let attributes = [text(1, table.name), text(2, chain), nested(4, &expressions)];
+        let attributes = [text(1, self.name), text(2, chain), nested(4, &expressions)];
         self.add(NEW_RULE, CREATE | APPEND, table, &attributes);
     }
 
@@ -291,7 +297,7 @@ impl Batch {
         let (data, data_length) = SetKind::id_and_length(kind.data);
         let is_map = data_length > 0;
         let mut attributes =
-            vec![text(1, table.name), text(2, name), number(3, if is_map { IS_MAP } else { 0 }), number(4, key)];
+            vec![text(1, self.name), text(2, name), number(3, if is_map { IS_MAP } else { 0 }), number(4, key)];
         attributes.extend([number(5, key_length), number(10, self.sets)]);
         if is_map {
             attributes.extend([number(6, data), number(7, data_length)]);
@@ -299,13 +305,13 @@ impl Batch {
         self.add(NEW_SET, CREATE, table, &attributes);
     }
 
-    fn elements<'a>(&mut self, kind: u16, elements: impl Iterator<Item = &'a Element>, bare: bool) {
+    fn elements<'e>(&mut self, kind: u16, elements: impl Iterator<Item = &'e Element>, bare: bool) {
         let mut sorted: Vec<&Element> = elements.collect();
         sorted.sort_by_key(|element| (element.table.family, element.set));
         for group in sorted.chunk_by(|a, b| (a.table, a.set) == (b.table, b.set)) {
             for part in group.chunks(ELEMENTS_PER_MESSAGE) {
                 let list: Vec<_> = part.iter().map(|element| encoded(element, bare)).collect();
-                let attributes = [text(1, part[0].table.name), text(2, part[0].set), nested(3, &list)];
+                let attributes = [text(1, self.name), text(2, part[0].set), nested(3, &list)];
                 let flags = if bare { 0 } else { CREATE };
                 self.add(kind, flags, part[0].table, &attributes);
             }
@@ -313,12 +319,12 @@ impl Batch {
     }
 
     /// Those that are there already are fine if they say the same.
-    pub fn add_elements<'a>(&mut self, elements: impl Iterator<Item = &'a Element>) {
+    pub fn add_elements<'e>(&mut self, elements: impl Iterator<Item = &'e Element>) {
         self.elements(NEW_ELEMENTS, elements, false);
     }
 
     /// All must be there.
-    pub fn remove_elements<'a>(&mut self, elements: impl Iterator<Item = &'a Element>) {
+    pub fn remove_elements<'e>(&mut self, elements: impl Iterator<Item = &'e Element>) {
         self.elements(DELETE_ELEMENTS, elements, true);
     }
 

@@ -119,11 +119,16 @@ impl RouteSocket {
     pub fn link_index(&mut self, name: &str) -> io::Result<Option<u32>> {
         let mut link = LinkMessage::default();
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        let bytes = self.serialize(RouteNetlinkMessage::GetLink(link), 0);
+        Ok(self.link(link)?.map(|link| link.header.index))
+    }
+
+    /// The link that has this name or this index; none when there is no such link.
+    fn link(&mut self, which: LinkMessage) -> io::Result<Option<LinkMessage>> {
+        let bytes = self.serialize(RouteNetlinkMessage::GetLink(which), 0);
         self.socket.send(&bytes, 0)?;
         for payload in self.receive()? {
             match payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link.header.index)),
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link)),
                 NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => return Ok(None),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
@@ -178,17 +183,11 @@ impl RouteSocket {
             let Some(index) = self.route_to(address)? else { continue };
             let mut link = LinkMessage::default();
             link.header.index = index;
-            let bytes = self.serialize(RouteNetlinkMessage::GetLink(link), 0);
-            self.socket.send(&bytes, 0)?;
-            for payload in self.receive()? {
-                if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = payload {
-                    let mtu = |attribute: &LinkAttribute| match attribute {
-                        LinkAttribute::Mtu(mtu) => Some(*mtu),
-                        _ => None,
-                    };
-                    return Ok(link.attributes.iter().find_map(mtu));
-                }
-            }
+            let mtu = |attribute: &LinkAttribute| match attribute {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            };
+            return Ok(self.link(link)?.and_then(|link| link.attributes.iter().find_map(mtu)));
         }
         Ok(None)
     }
@@ -216,21 +215,47 @@ impl RouteSocket {
         let mut link = LinkMessage::default();
         // Only those of the bridge are told.
         link.attributes.push(LinkAttribute::Controller(bridge));
-        let bytes = self.serialize(RouteNetlinkMessage::GetLink(link), NLM_F_DUMP);
+        let links = self.dump(RouteNetlinkMessage::GetLink(link))?.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        });
+        let ports = links.filter(|link| link.attributes.contains(&LinkAttribute::Controller(bridge)));
+        Ok(ports.filter_map(name_of).collect())
+    }
+
+    /// Every address of this network namespace, with the index of its link.
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
+        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let address = |attribute| match attribute {
+            AddressAttribute::Address(address) => Some(address),
+            _ => None,
+        };
+        let found = messages.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(found) => {
+                Some((found.header.index, found.attributes.into_iter().find_map(address)?))
+            }
+            _ => None,
+        });
+        Ok(found.collect())
+    }
+
+    /// The name of a link; none when there is no such link.
+    pub fn link_name(&mut self, index: u32) -> io::Result<Option<String>> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        Ok(self.link(link)?.and_then(name_of))
+    }
+
+    fn dump(&mut self, what: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let bytes = self.serialize(what, NLM_F_DUMP);
         self.socket.send(&bytes, 0)?;
-        let mut names = Vec::new();
+        let mut found = Vec::new();
         loop {
             for payload in self.receive()? {
                 match payload {
-                    NetlinkPayload::Done(_) => return Ok(names),
+                    NetlinkPayload::Done(_) => return Ok(found),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                        let is_port = link.attributes.contains(&LinkAttribute::Controller(bridge));
-                        names.extend(link.attributes.into_iter().filter(|_| is_port).find_map(|a| match a {
-                            LinkAttribute::IfName(name) => Some(name),
-                            _ => None,
-                        }));
-                    }
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
                     _ => {}
                 }
             }
@@ -290,6 +315,13 @@ impl RouteSocket {
             other => other,
         }
     }
+}
+
+fn name_of(link: LinkMessage) -> Option<String> {
+    link.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })
 }
 
 /// A pod that dials its own service comes back through the port it left by.

@@ -2,10 +2,12 @@
 //! pods there are; afterwards a pod is a few elements of sets, so nothing grows slower with the number of pods.
 //!
 //! ```text
-//! inet cricket     masquerading, host ports on the node's addresses (maps of port -> pod), hairpin, the guard of
+//! inet NAME        masquerading, host ports on the node's addresses (maps of port -> pod), hairpin, the guard of
 //!                  loopback, and the way back of connections that the forwarder made with a client's address
-//! bridge cricket   a pod's frames bear its own MAC address and its own IP addresses, or are dropped
+//! bridge NAME      a pod's frames bear its own MAC address and its own IP addresses, or are dropped
 //! ```
+//!
+//! NAME is the network's: other daemons in this network namespace have tables of other names.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,8 +25,8 @@ use super::nftables::{
     to_local,
 };
 
-const INET: Table = Table { family: FAMILY_INET, name: "cricket" };
-const BRIDGE: Table = Table { family: FAMILY_BRIDGE, name: "cricket" };
+const INET: Table = Table { family: FAMILY_INET };
+const BRIDGE: Table = Table { family: FAMILY_BRIDGE };
 
 /// Types of the nft program, with their lengths in bytes.
 const IPV4: (u32, u32) = (7, 4);
@@ -67,7 +69,8 @@ pub struct PodRules {
 /// See the module. Lives in the network thread.
 #[derive(Debug)]
 pub struct Rules {
-    bridge: &'static str,
+    name: String,
+    bridge: String,
     cidrs: Vec<Cidr>,
     pods: HashMap<PodId, Vec<Element>>,
     /// The kernel has what stands here.
@@ -77,8 +80,10 @@ pub struct Rules {
 }
 
 impl Rules {
-    pub fn new(bridge: &'static str) -> Self {
-        Self { bridge, cidrs: Vec::new(), pods: HashMap::new(), written: false, guards: true }
+    /// In tables called `name`, for the pods at `bridge`.
+    pub fn new(name: &str, bridge: &str) -> Self {
+        let (name, bridge) = (name.to_owned(), bridge.to_owned());
+        Self { name, bridge, cidrs: Vec::new(), pods: HashMap::new(), written: false, guards: true }
     }
 
     pub fn set_ranges(&mut self, cidrs: Vec<Cidr>) -> io::Result<()> {
@@ -95,7 +100,7 @@ impl Rules {
         let new = elements(rules);
         self.pods.insert(pod.clone(), new.clone());
         if self.written {
-            let mut batch = Batch::new();
+            let mut batch = Batch::new(&self.name);
             batch.add_elements(self.known(&new));
             if batch.commit().is_ok() {
                 return Ok(());
@@ -111,7 +116,7 @@ impl Rules {
         if !self.written {
             return Ok(());
         }
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(&self.name);
         batch.remove_elements(self.known(&old));
         batch.commit().or_else(|_| self.write())
     }
@@ -136,15 +141,26 @@ impl Rules {
         Ok(())
     }
 
-    fn transaction(&self) -> Batch {
-        let mut batch = Batch::new();
-        address_translation(&mut batch, self.bridge, &self.cidrs);
+    fn transaction(&self) -> Batch<'_> {
+        let mut batch = Batch::new(&self.name);
+        address_translation(&mut batch, &self.bridge, &self.cidrs);
         if self.guards {
             guard(&mut batch);
         }
         batch.add_elements(self.pods.values().flat_map(|elements| self.known(elements)));
         batch
     }
+}
+
+/// Takes both tables away.
+pub fn remove(name: &str) -> io::Result<()> {
+    let tables = |tables: &[Table]| {
+        let mut batch = Batch::new(name);
+        tables.iter().for_each(|table| batch.remove_table(*table));
+        batch.commit()
+    };
+    // A kernel that filters no frames at bridges has no table there.
+    tables(&[INET, BRIDGE]).or_else(|_| tables(&[INET]))
 }
 
 fn elements(pod: &PodRules) -> Vec<Element> {
@@ -273,7 +289,7 @@ fn from_range(cidr: Cidr) -> Vec<Expression> {
     rule([of_family(family.number), vec![load, masked(&cidr.mask()), equal(&octets(cidr.base()))]])
 }
 
-fn address_translation(batch: &mut Batch, bridge: &str, cidrs: &[Cidr]) {
+fn address_translation(batch: &mut Batch<'_>, bridge: &str, cidrs: &[Cidr]) {
     batch.replace_table(INET);
     batch.set(INET, PORTS_4, &SetKind { key: &[PROTOCOL, PORT], data: &[IPV4, PORT] });
     batch.set(INET, PORTS_6, &SetKind { key: &[PROTOCOL, PORT], data: &[IPV6, PORT] });
@@ -302,7 +318,7 @@ fn address_translation(batch: &mut Batch, bridge: &str, cidrs: &[Cidr]) {
 
 /// Services at the node's loopback addresses are not for pods, also where somebody (kube-proxy, for one) has the kernel
 /// route these addresses.
-fn loopback_guard(batch: &mut Batch) {
+fn loopback_guard(batch: &mut Batch<'_>) {
     const RAW: i32 = -300;
     batch.chain(INET, "loopback", &Hook { kind: "filter", number: PREROUTING, priority: RAW });
     for family in &FAMILIES {
@@ -314,7 +330,7 @@ fn loopback_guard(batch: &mut Batch) {
 
 /// A connection that the forwarder made in a client's name: what the pod answers is for the forwarder, although the
 /// address is somebody else's. The mark leads to a table of routes (`super::Builtin`).
-fn transparent_return(batch: &mut Batch) {
+fn transparent_return(batch: &mut Batch<'_>) {
     const MANGLE: i32 = -150;
     let mark = FORWARDED_MARK.to_ne_bytes();
     let load = || meta(META_MARK, REGISTER);
@@ -327,7 +343,7 @@ fn transparent_return(batch: &mut Batch) {
 }
 
 /// Who a frame says it is from is who it is from.
-fn guard(batch: &mut Batch) {
+fn guard(batch: &mut Batch<'_>) {
     const CHAIN: &str = "senders";
     const FIRST: i32 = -300;
     batch.replace_table(BRIDGE);
