@@ -181,7 +181,7 @@ fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
             )
             .await
             .expect("adopted");
-        network.settle().await.expect("settled");
+        network.settle(Vec::new()).await.expect("settled");
         assert_eq!(web.asks("10.77.0.1 8080"), "web");
         assert!(
             !said("ip -o link").contains(&format!("ck{}", &other.id.as_str()[..13])),

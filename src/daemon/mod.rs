@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Joining a user namespace asks for a process with one thread, so all of the first line happens before tokio.
-//! A panic in a handler is one failed call and a line in the log ([`unwind`]).
+//! A panic in a handler is one failed call and a line in the log ([`guard`]).
 
-mod deadline;
 mod directories;
+mod guard;
 mod logging;
 mod network;
 mod observer;
@@ -19,7 +19,6 @@ mod session_urls;
 mod shutdown;
 mod socket;
 mod start;
-mod unwind;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,8 +37,8 @@ use crate::store::{Lock, LockError};
 use crate::streaming::StreamingError;
 use crate::sys;
 
+use guard::UnderWay;
 use socket::Socket;
-use unwind::UnderWay;
 
 /// Threads that drive the gRPC services; the work is elsewhere.
 const WORKER_THREADS: usize = 2;

@@ -7,9 +7,8 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use super::deadline::Deadlines;
+use super::guard::{Guard, UnderWay};
 use super::socket::Connection;
-use super::unwind::{CatchPanics, UnderWay};
 use crate::cri::Services;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
@@ -52,8 +51,7 @@ pub async fn serve(
         .http2_max_local_error_reset_streams(Some(RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(Deadlines)
-        .layer(CatchPanics(under_way))
+        .layer(Guard(under_way))
         .add_service(sized!(RuntimeServiceServer))
         .add_service(sized!(ImageServiceServer))
         .add_service(sized!(CricketServer))

@@ -231,10 +231,11 @@ impl Network {
         self.builtin().await?.adopt(pod, network, ports).await
     }
 
-    /// All pods of an earlier daemon are adopted: what belongs to none of them is removed.
-    pub async fn settle(&self) -> Result<(), NetworkError> {
+    /// All pods of an earlier daemon are adopted: what belongs neither to them nor to `others`, which run and are not ours to
+    /// look after, is removed.
+    pub async fn settle(&self, others: Vec<PodId>) -> Result<(), NetworkError> {
         match self.running_builtin().await {
-            Some(running) => running.settle().await,
+            Some(running) => running.settle(others).await,
             None => Ok(()),
         }
     }

@@ -147,10 +147,10 @@ impl PodNetworks {
         }
     }
 
-    /// All pods of an earlier daemon are adopted: what is left of others is removed.
-    pub(crate) async fn settle(&self) {
+    /// All pods of an earlier daemon are adopted: what is left of pods that are none of `others` either is removed.
+    pub(crate) async fn settle(&self, others: Vec<PodId>) {
         if let Ok(network) = &self.network
-            && let Err(error) = network.settle().await
+            && let Err(error) = network.settle(others).await
         {
             tracing::error!(%error, "what earlier pods left of their networks was not removed");
         }

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use crate::executor::client::Supervisor;
+use crate::executor::client::{ExecutorError, Supervisor};
 use crate::executor::leftovers;
-use crate::pod::context::{Context, blocking, whom_container};
+use crate::pod::context::{Context, blocking, whom_container, whom_pod};
 use crate::pod::driver::{Driver, REQUEST_BACKLOG};
 use crate::pod::error::{PodError, PodErrorKind};
 use crate::pod::member::{Member, exit_on_disk};
@@ -24,6 +25,8 @@ use crate::store::{ContainerId, PodId, RecordError};
 
 /// Pods that are looked at side by side.
 const PARALLEL: usize = 16;
+/// A supervisor that lives and does not answer for so long is taken for dead.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What one pod's directory holds.
 struct Found {
@@ -57,6 +60,7 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
     let theirs = found.iter().flat_map(|f| &f.foreign).chain(foreign.iter().flat_map(|(_, containers)| containers));
     keep.extend(theirs.map(ContainerId::to_string));
     context.images.retain_snapshots(&keep).await?;
+    let mut others: Vec<PodId> = foreign.into_iter().map(|(id, _)| id).collect();
     let mut rest = found.into_iter();
     let mut tasks = tokio::task::JoinSet::new();
     loop {
@@ -67,11 +71,13 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
         }
         match tasks.join_next().await {
             None => break,
-            Some(Ok(())) => {}
+            Some(Ok(Revived::Ours)) => {}
+            Some(Ok(Revived::Foreign(id))) => others.push(id),
+            Some(Ok(Revived::Unread(error))) => return Err(error),
             Some(Err(error)) => tracing::error!(%error, "a pod was not recovered because of a defect"),
         }
     }
-    context.networks.settle().await;
+    context.networks.settle(others).await;
     context.networks.collect_garbage(known);
     Ok(())
 }
@@ -96,7 +102,7 @@ fn scan(context: &Context) -> Result<Scan, PodError> {
                 tracing::info!(pod = %id, "a pod that was never up is removed");
                 paths::remove_tree(&context.layout.pod(&id))?;
             }
-            Err(Unfit::Newer(error)) => {
+            Err(Unfit::Foreign(error)) => {
                 tracing::error!(pod = %id, %error, "a pod is left as it is");
                 let containers = ids(&context.layout.pod(&id).join("containers"))?;
                 scan.foreign.push((id, containers));
@@ -114,8 +120,8 @@ fn scan(context: &Context) -> Result<Scan, PodError> {
 
 /// Why a pod or a container cannot be taken over.
 enum Unfit {
-    /// A later release wrote it.
-    Newer(RecordError),
+    /// It is another release's.
+    Foreign(PodError),
     /// What the disk has is no record.
     Damaged(PodError),
     /// Something has run out (descriptors, memory): what the disk has is not known.
@@ -124,7 +130,7 @@ enum Unfit {
 
 impl From<RecordError> for Unfit {
     fn from(error: RecordError) -> Self {
-        if error.is_newer() { Self::Newer(error) } else { PodError::from(error).into() }
+        if error.is_newer() { Self::Foreign(error.into()) } else { PodError::from(error).into() }
     }
 }
 
@@ -149,7 +155,7 @@ fn scan_pod(context: &Context, id: &PodId) -> Result<Option<Found>, Unfit> {
                 paths::remove_tree(&context.layout.container(id, &container))?;
             }
             Err(error) => match Unfit::from(error) {
-                Unfit::Newer(error) => {
+                Unfit::Foreign(error) => {
                     tracing::error!(%container, %error, "a container is left as it is");
                     foreign.push(container);
                 }
@@ -184,23 +190,65 @@ async fn end_unknown(context: &Arc<Context>, known: &HashSet<PodId>) -> Result<(
     Ok(())
 }
 
+/// What became of a pod that the disk holds.
+enum Revived {
+    /// It is in view.
+    Ours,
+    /// It runs on, and is nobody's here.
+    Foreign(PodId),
+    /// Something has run out (descriptors, memory): whether it lives is not known.
+    Unread(PodError),
+}
+
+/// The supervisor of a pod that should have one; none when it is dead.
+async fn reach(context: &Context, pod: &PodRecord) -> Result<Option<(Supervisor, wire::HelloReply)>, Unfit> {
+    if pod.stopped || pod.boot_id != context.facts.boot_id {
+        return Ok(None);
+    }
+    let started = Instant::now();
+    let error = loop {
+        match Supervisor::connect(&context.layout.pod_state(&pod.id)).await {
+            Ok(found) => return Ok(Some(found)),
+            // A machine that starts has other things to do too.
+            Err(ExecutorError::Timeout(_)) if started.elapsed() < PATIENCE => {}
+            Err(error) => break error,
+        }
+    };
+    match error {
+        ExecutorError::Refused { kind: wire::ErrorKind::FailedPrecondition, .. } => Err(Unfit::Foreign(error.into())),
+        ExecutorError::Io { .. } => match Unfit::from(PodError::from(error)) {
+            Unfit::Damaged(error) => Ok(is_dead(pod, &error)),
+            unread => Err(unread),
+        },
+        error => Ok(is_dead(pod, &error)),
+    }
+}
+
+fn is_dead<T>(pod: &PodRecord, error: &dyn std::error::Error) -> Option<T> {
+    tracing::warn!(pod = %pod.id, "{} is dead: {error}", whom_pod(&pod.config));
+    None
+}
+
 /// Brings one pod back to view, with its supervisor if that lives.
-async fn revive(context: Arc<Context>, found: Found) {
+async fn revive(context: Arc<Context>, found: Found) -> Revived {
     let id = found.pod.id.clone();
     let mut supervisor = None;
     let mut states = HashMap::new();
-    if !found.pod.stopped && found.pod.boot_id == context.facts.boot_id {
-        match Supervisor::connect(&context.layout.pod_state(&id)).await {
-            Ok((connection, hello)) => {
-                let ours = found.containers.iter().map(|(_, c)| &c.id).chain(&found.foreign);
-                let known: HashSet<String> = ours.map(ContainerId::to_string).collect();
-                end_unknown_containers(&connection, &hello, &known).await;
-                states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
-                context.networks.adopt(&found.pod, &connection).await;
-                supervisor = Some(connection);
-            }
-            Err(error) => tracing::error!(pod = %id, %error, "the pod's supervisor is gone"),
+    match reach(&context, &found.pod).await {
+        Ok(Some((connection, hello))) => {
+            let ours = found.containers.iter().map(|(_, c)| &c.id).chain(&found.foreign);
+            let known: HashSet<String> = ours.map(ContainerId::to_string).collect();
+            end_unknown_containers(&connection, &hello, &known).await;
+            states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
+            context.networks.adopt(&found.pod, &connection).await;
+            supervisor = Some(connection);
         }
+        Ok(None) => {}
+        Err(Unfit::Foreign(error)) => {
+            tracing::error!(pod = %id, %error, "a pod is left as it is");
+            return Revived::Foreign(id);
+        }
+        Err(Unfit::Unread(error) | Unfit::Damaged(error)) => return Revived::Unread(error),
     }
     if supervisor.is_none() && !found.pod.stopped {
         let containers = found.containers.iter().map(|(_, c)| Arc::new(c.clone())).collect();
@@ -218,10 +266,11 @@ async fn revive(context: Arc<Context>, found: Found) {
     let (slot, new) = context.table.find_or_insert(&found.name, || slot);
     if !new {
         tracing::error!(pod = %found.pod.id, other = %slot.id, "two pods have one name: this one is left out");
-        return;
+        return Revived::Ours;
     }
     let driver = Driver::new(context, slot, found.pod, supervisor, members);
     tokio::spawn(driver.run(inbox));
+    Revived::Ours
 }
 
 /// Containers that the supervisor made and nobody wrote down: their caller never got an answer.

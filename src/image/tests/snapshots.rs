@@ -202,19 +202,9 @@ async fn without_overlays_a_copy_shows_the_same() {
     let copy = scratch.0.join("copy");
     std::fs::create_dir(&copy).expect("made");
     crate::image::snapshot::copy::copy_layers(trees, &copy, None).expect("copied");
-    let list = |root: std::path::PathBuf| {
-        let find = std::process::Command::new("find")
-            .current_dir(root)
-            .args([".", "-mindepth", "1", "-printf", "%P %y %m %U %l\\n"])
-            .output()
-            .expect("find(1) is there");
-        let mut lines: Vec<_> = String::from_utf8(find.stdout).expect("text").lines().map(str::to_owned).collect();
-        lines.sort();
-        lines
-    };
-    let expected = list(inside(&snapshot, "."));
+    let expected = listed(inside(&snapshot, "."));
     assert!(expected.len() >= 8, "{expected:?}");
-    assert_eq!(list(copy.clone()), expected);
+    assert_eq!(listed(copy.clone()), expected);
     assert_eq!(std::fs::read_to_string(copy.join("etc/a")).expect("read"), "upper");
 }
 

@@ -227,13 +227,14 @@ impl Builtin {
         self.pods.insert(pod.clone(), rules);
     }
 
-    /// All pods of an earlier daemon are adopted: what belongs to none of them is removed.
-    pub fn settle(&mut self) -> Result<(), NetworkError> {
+    /// See [`super::Network::settle`].
+    pub fn settle(&mut self, others: &[PodId]) -> Result<(), NetworkError> {
         self.rules.write().map_err(rules_failed)?;
         let failed =
             || NetworkError::kernel(format!("look for what earlier pods left at the bridge {}", self.bridge.name));
         for name in self.route.ports_of(self.bridge.index).map_err(failed())? {
-            let is_known = self.pods.values().any(|pod| pod.interface == name);
+            let mut others = others.iter().map(node_interface);
+            let is_known = self.pods.values().any(|pod| pod.interface == name) || others.any(|other| other == name);
             if name.starts_with(NAME_PREFIX) && !is_known {
                 tracing::warn!(name, "an interface that no pod is behind is removed");
                 self.route.remove_link(&name).map_err(failed())?;

@@ -71,8 +71,8 @@ impl BuiltinThread {
     }
 
     /// See [`Builtin::settle`].
-    pub async fn settle(&self) -> Result<(), NetworkError> {
-        self.run(move |network| network.settle()).await?
+    pub async fn settle(&self, others: Vec<PodId>) -> Result<(), NetworkError> {
+        self.run(move |network| network.settle(&others)).await?
     }
 
     /// See [`Builtin::tear_down`].

@@ -41,10 +41,11 @@ impl Footprint {
     }
 }
 
-/// Mount points of a mount table.
+/// Mount points of a mount table that are for pods: the machine's own come and go.
 pub fn mount_points(table: impl AsRef<Path>) -> Vec<String> {
     let text = std::fs::read_to_string(table).unwrap_or_default();
-    text.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect()
+    let places = text.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned));
+    places.filter(|place| place.contains("/cricket")).collect()
 }
 
 /// Processes of the demo image whose command line has `marker` in it.
