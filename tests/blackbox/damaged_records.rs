@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use cricket::proto::cri;
+use cricket::executor::protocol::{self, Received};
+use cricket::proto::{cri, supervisor as wire};
 use serde_json::Value;
 
 use crate::node::{DEMO, Node, container, eventually, pod, processes_with, succeed, text};
@@ -218,4 +219,43 @@ async fn records_of_a_later_release_are_left_alone_and_earlier_ones_are_read() {
     node.serve();
     node.wait_until_ready().await;
     node.stop_and_account().await;
+}
+
+/// Answers the daemon's first word as a supervisor of another release would.
+fn speak_otherwise(state: &Path) -> std::thread::JoinHandle<()> {
+    let listener = protocol::listen(state, protocol::SUPERVISOR_SOCKET).expect("bound");
+    std::thread::spawn(move || {
+        let asked = rustix::net::accept(&listener).expect("the daemon");
+        let mut buffer = vec![0; protocol::MESSAGE_LIMIT];
+        let request: Received<wire::Request> = protocol::receive(&asked, &mut buffer).expect("a request");
+        let hello = wire::HelloReply { version: 99_000, release: "99.0.0".to_owned(), ..wire::HelloReply::default() };
+        let reply = wire::Reply { id: request.message.id, result: Some(wire::reply::Result::Hello(hello)) };
+        let message = wire::FromSupervisor { message: Some(wire::from_supervisor::Message::Reply(reply)) };
+        protocol::send(&asked, &message, &[]).expect("sent");
+    })
+}
+
+#[tokio::test]
+async fn a_supervisor_that_speaks_another_protocol_keeps_its_pod() {
+    let mut node = Node::start().await;
+    node.load_demo().await;
+    let theirs = run(&node, "theirs").await;
+    let ours = run(&node, "ours").await;
+    let state = node.dir.join("run/pods").join(&theirs.id);
+    let (socket, aside) = (state.join(protocol::SUPERVISOR_SOCKET), state.join("aside"));
+    let mut other = None;
+    restart_after(&mut node, |_| {
+        std::fs::rename(&socket, &aside).expect("a socket");
+        other = Some(speak_otherwise(&state));
+    })
+    .await;
+    other.expect("it was started").join().expect("it was asked");
+    let log = text(&std::fs::read(node.daemon_log()).expect("a log"));
+    assert!(log.contains("speaks protocol 99000 (cricket 99.0.0)") && log.contains(&theirs.id), "{log}");
+    assert!(theirs.is_unknown(&node).await);
+    ours.is_whole(&node).await;
+    assert_eq!(processes_with("theirs").len(), 1, "it runs on");
+    restart_after(&mut node, |_| std::fs::rename(&aside, &socket).expect("a socket")).await;
+    theirs.is_whole(&node).await;
+    ours.is_whole(&node).await;
 }
