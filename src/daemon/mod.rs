@@ -120,6 +120,7 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
     Lock::refuse_held(&config.state)?;
     socket::refuse_taken(&config.socket)?;
     directories::refuse_shared(&config)?;
+    rootless::refuse_unmapped(&config)?;
     let _locks = [Lock::acquire(&config.root)?, Lock::acquire(&config.state)?];
     directories::prepare(&config)?;
     directories::pair(&config)?;

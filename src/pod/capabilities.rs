@@ -68,7 +68,7 @@ const ALL: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Names without `CAP_`. Inheritable is always empty (SECURITY row 3), unless something is ambient, which the kernel
+/// Names without `CAP_`. Inheritable is always empty, unless something is ambient, which the kernel
 /// only lets be what is inheritable too.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct CapabilitySet {

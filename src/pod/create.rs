@@ -195,7 +195,7 @@ fn write_bundle(
     Ok(Bundle { rootfs, user, log_path, cgroup, propagations, volumes: volumes.mounts, not_enforced })
 }
 
-/// The log stays below the pod's log directory (SECURITY row 39).
+/// The log stays below the pod's log directory.
 fn log_path(pod: &cri::PodSandboxConfig, config: &cri::ContainerConfig) -> Result<String, PodError> {
     if pod.log_directory.is_empty() || config.log_path.is_empty() {
         return Ok(String::new());

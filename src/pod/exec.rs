@@ -23,11 +23,11 @@ use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::sys::crash::Point;
 
-/// Both outputs together: one gRPC answer of 16 MiB holds them with its own bytes (SECURITY row 35).
+/// Both outputs together: one gRPC answer of 16 MiB holds them with its own bytes.
 const OUTPUT_LIMIT_BYTES: usize = (16 << 20) - 4096;
 /// One read.
 const CHUNK_BYTES: usize = 64 << 10;
-/// How long what a process had written may take to be read after its end, when a child keeps the pipe (row 36).
+/// How long what a process had written may take to be read after its end, when a child keeps the pipe.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a killed command may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);

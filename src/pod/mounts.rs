@@ -13,7 +13,7 @@ use crate::sys::owners::IdRange;
 /// Most mounts of a request; a kubelet sends a few dozen.
 const MOUNT_LIMIT: usize = 4096;
 /// What may be mounted below /proc, as other runtimes have it (lxcfs does). Anything else there could make what is written
-/// to /proc/self go to the container's own files (SECURITY row 11).
+/// to /proc/self go to the container's own files.
 const BELOW_PROC: &[&str] = &[
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -119,7 +119,7 @@ fn base(container: &Container<'_>) -> Vec<oci::Mount> {
     list
 }
 
-/// resolv.conf, hostname and hosts: bound from the pod's directory, never written into the image (SECURITY row 12).
+/// resolv.conf, hostname and hosts: bound from the pod's directory, never written into the image.
 fn own_files(container: &Container<'_>) -> Vec<oci::Mount> {
     let writable = if container.security().readonly_rootfs { "ro" } else { "rw" };
     let file = |name: &str| {
@@ -219,19 +219,19 @@ pub(crate) fn destination(path: &str) -> Result<PathBuf, PodError> {
 /// The real path of the source: links are followed, and a directory is made where there is nothing.
 pub(crate) fn source(path: &str, destination: &Path) -> Result<PathBuf, PodError> {
     let clean = paths::on_node(&format!("the source of the mount at {}", destination.display()), path)?;
-    let refused = |error: std::io::Error| {
-        PodError::precondition(format!(
-            "the source {} of the mount at {} cannot be used: {error}",
-            clean.display(),
-            destination.display()
-        ))
+    let refused = |what: &'static str| {
+        let (source, destination) = (clean.display(), destination.display());
+        move |error: std::io::Error| {
+            PodError::precondition(format!("the source {source} of the mount at {destination} {what}: {error}"))
+        }
     };
+    let unusable = || refused("cannot be used");
     let real = match fs::canonicalize(&clean) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            fs::create_dir_all(&clean).map_err(refused)?;
-            fs::canonicalize(&clean).map_err(refused)
+            fs::create_dir_all(&clean).map_err(refused("is not there and cannot be made"))?;
+            fs::canonicalize(&clean).map_err(unusable())
         }
-        other => other.map_err(refused),
+        other => other.map_err(unusable()),
     }?;
     if real.starts_with(Path::new("/proc").join(std::process::id().to_string())) {
         let text = format!(

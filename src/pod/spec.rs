@@ -9,7 +9,7 @@
 //! * a shared PID namespace: the supervisor enters it (`CreateContainer.pid` says which);
 //! * `noNewPrivileges: false`: libcontainer takes its presence for a yes when it loads a filter;
 //! * `oomScoreAdj`, per-mount propagation, annotations, hooks: the first two are the supervisor's work, the last two
-//!   are nobody's (SECURITY row 34).
+//!   are nobody's.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

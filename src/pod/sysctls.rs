@@ -1,4 +1,4 @@
-//! Which sysctls a pod may set: an exact list of namespaced names (SECURITY row 33).
+//! Which sysctls a pod may set: an exact list of namespaced names.
 
 use std::collections::HashMap;
 

@@ -15,7 +15,7 @@ use crate::store::{ContainerId, PodId};
 /// A container, with its pod's place and state.
 pub(crate) type FoundContainer = (Arc<PodSlot>, Arc<PodView>, Arc<ContainerView>);
 
-/// Shortest prefix that stands for an id (SECURITY row 51).
+/// Shortest prefix that stands for an id.
 const PREFIX_DIGITS: usize = 3;
 /// Most processes of ExecSync, exec and attach at a time in one pod.
 const EXEC_LIMIT: usize = 4096;

@@ -14,7 +14,7 @@ use crate::proto::cri;
 const DATABASE_LIMIT_BYTES: u64 = 4 << 20;
 /// Most supplementary groups that a process may have (NGROUPS_MAX).
 const GROUP_LIMIT: usize = 65536;
-/// Ids are below this: what does not fit is refused, never wrapped (SECURITY row 28).
+/// Ids are below this: what does not fit is refused, never wrapped.
 const ID_LIMIT: i64 = 1 << 31;
 
 /// The answer.
@@ -176,7 +176,7 @@ fn asked_user(security: &cri::LinuxContainerSecurityContext) -> Result<Option<Pr
         Some(user) => Ok(Some(Principal::Id(id("run_as_user", user.value)?))),
         None if name.is_empty() => Ok(None),
         None if name.bytes().all(|b| b.is_ascii_digit()) => {
-            // A number out of range is an error, never a name (SECURITY row 28).
+            // A number out of range is an error, never a name.
             let value = name.parse().unwrap_or(i64::MAX);
             Ok(Some(Principal::Id(id("run_as_username", value)?)))
         }

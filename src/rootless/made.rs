@@ -28,10 +28,21 @@ use crate::sys::process::output_within;
 
 /// How long the node process and newuidmap may take; a loaded machine needs a tenth of a second.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Both are mapped.
+const IDS: [IdKind; 2] = [IdKind::User, IdKind::Group];
 /// Longest line of the conversation.
 const LINE_LIMIT_BYTES: u64 = 4096;
-/// What the node process inherits of our environment (SECURITY: nothing that a loader or a library obeys).
+/// What the node process inherits of our environment: nothing that a loader or a library obeys.
 const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
+
+/// See [`super::refuse_unmapped`]; a node that is there is mapped.
+pub fn refuse_unmapped(state: &Path) -> Result<(), RootlessError> {
+    if !NodeRecord::read(state).is_ok_and(|record| record.is_some_and(|record| record.is_live())) {
+        let user = User::current();
+        IDS.iter().try_for_each(|kind| subordinate::map(&user, *kind).map(drop))?;
+    }
+    Ok(())
+}
 
 /// Joins the node of `state`, which is made where there is none.
 pub fn join(state: &Path) -> Result<Node, RootlessError> {
@@ -161,7 +172,7 @@ fn converse(ours: UnixStream, user: &User) -> Result<(), RootlessError> {
 
 /// Maps every subordinate id of `user` into the new user namespace of the process `pid`.
 pub(super) fn write_maps(pid: &str, user: &User) -> Result<(), RootlessError> {
-    for kind in [IdKind::User, IdKind::Group] {
+    for kind in IDS {
         run_mapper(kind, pid, &subordinate::map(user, kind)?)?;
     }
     Ok(())

@@ -131,6 +131,14 @@ impl RootlessError {
     }
 }
 
+/// Refuses a user without subordinate ids before anything is made.
+pub fn refuse_unmapped(config: &Config) -> Result<(), RootlessError> {
+    match NodeKind::here().map_err(RootlessError::io("read /proc/self/uid_map"))? {
+        NodeKind::Made => made::refuse_unmapped(&config.state),
+        NodeKind::Found | NodeKind::Root => Ok(()),
+    }
+}
+
 /// Finds or makes the node and joins it. To be called once, by a process of one thread, after which paths are those
 /// of the node's mount namespace (which shows the same files).
 pub fn join(config: &Config) -> Result<Node, RootlessError> {

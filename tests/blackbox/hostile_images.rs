@@ -1,4 +1,4 @@
-//! Images that were made to harm whoever runs them (SECURITY rows 7, 8, 12, 13 and 29 to 31): a clear error or a harmless
+//! Images that were made to harm whoever runs them: a clear error or a harmless
 //! container, and nothing outside touched.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Answers that are made to harm (SECURITY rows 23 to 26), and those that are only unusual.
+//! Answers that are made to harm, and those that are only unusual.
 
 use std::time::{Duration, Instant};
 

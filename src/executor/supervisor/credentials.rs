@@ -96,7 +96,7 @@ pub fn set_capabilities(wanted: &Capabilities) -> Result<()> {
     let permitted = set_of(&wanted.permitted)?;
     let effective = set_of(&wanted.effective)? & permitted;
     let ambient = set_of(&wanted.ambient)? & permitted;
-    // What is inherited is only what is ambient, else nothing (SECURITY.md row 3).
+    // What is inherited is only what is ambient, else nothing.
     let sets = CapabilitySets { effective, permitted, inheritable: ambient };
     rustix::thread::set_capabilities(None, sets).map_err(Fault::io("cannot set capabilities"))?;
     rustix::thread::clear_ambient_capability_set().map_err(Fault::io("cannot clear ambient capabilities"))?;

@@ -215,7 +215,7 @@ fn make_terminal(entry: &Entry<'_>, (uid, _): (Uid, Gid)) -> Result<OwnedFd> {
 /// `f_type` of a devpts.
 const DEVPTS_MAGIC: i64 = 0x1cd1;
 
-/// A working directory outside the root has a path that does not begin with a slash (SECURITY.md row 2).
+/// A working directory outside the root has a path that does not begin with a slash.
 fn verify_inside() -> Result<()> {
     match rustix::process::getcwd(Vec::new()) {
         Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
@@ -244,7 +244,7 @@ fn die_with_supervisor(entry: &Entry<'_>) -> Result<()> {
 }
 
 /// An AppArmor profile for the next execve, also that of a child: the file is opened in the node's procfs, for the
-/// container's may be a fake (SECURITY.md row 11).
+/// container's may be a fake.
 fn apply_profile(name: &str) -> Result<()> {
     let open = |path: &str| File::options().write(true).open(path);
     let file = open("/proc/thread-self/attr/apparmor/exec").or_else(|_| open("/proc/thread-self/attr/exec"));

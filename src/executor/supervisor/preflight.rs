@@ -1,7 +1,7 @@
 //! What the root file system of an image must not be, looked at before the runtime mounts anything into it.
 //!
 //! The runtime mounts over /proc, /sys and /dev of the root by path. Were one of them a symbolic link, the mount, and the
-//! device nodes that follow, would land outside (SECURITY.md rows 7 and 8). Nothing else runs in the root yet, so what is
+//! device nodes that follow, would land outside. Nothing else runs in the root yet, so what is
 //! seen here is what the runtime will find.
 
 use std::fs::{self, File};
@@ -91,7 +91,7 @@ fn is_directory(root: &File, path: &Path) -> Option<bool> {
 }
 
 /// Refuses a container, made but not started, whose mounts ended up below /proc though none was to be there: a link of the
-/// image led them. What is written to /proc/self would go to the image's files (SECURITY.md row 11).
+/// image led them. What is written to /proc/self would go to the image's files.
 pub fn check_mounts(pid: i32, wanted: &[PathBuf]) -> Result<()> {
     let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))
         .map_err(Fault::io("cannot look at the container's mounts"))?;

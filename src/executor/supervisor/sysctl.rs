@@ -1,5 +1,5 @@
 //! The pod's kernel settings: an exact list of those that belong to a namespace; everything else is refused, for it
-//! would be the machine's (SECURITY.md row 33).
+//! would be the machine's.
 
 use std::io::{self, Write};
 

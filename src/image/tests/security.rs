@@ -1,4 +1,4 @@
-//! Rows of SECURITY.md that concern the bytes of a layer.
+//! Attacks by the bytes of a layer; their numbers are those of SPECIFICATION.md.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
