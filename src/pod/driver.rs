@@ -21,7 +21,7 @@ use crate::pod::context::{Context, whom_container, whom_pod};
 use crate::pod::create::{self, Creation, PidTarget};
 use crate::pod::error::PodError;
 use crate::pod::member::Member;
-use crate::pod::name::{Answered, ContainerName};
+use crate::pod::name::{Answered, Answers, ContainerName};
 use crate::pod::queue::{self, Job, Phase, PodJob, PodStanding, Verdict, Wish};
 use crate::pod::record::{ContainerRecord, PodRecord};
 use crate::pod::table::PodSlot;
@@ -176,8 +176,9 @@ impl Driver {
             Verdict::Wait => self.wait(request),
             Verdict::Done => drop(request.reply.send(Ok(Answer::Done))),
             Verdict::Found(id) => {
-                let answered = self.members[&id].answered.clone();
-                let _ = request.reply.send(Ok(Answer::Container(id, answered)));
+                let answers = &self.members[&id].answers;
+                let answered = if let Wish::Start(_) = request.wish { &answers.started } else { &answers.created };
+                let _ = request.reply.send(Ok(Answer::Container(id, answered.clone())));
             }
             Verdict::Refuse(refusal) => {
                 let error = refused(&refusal, &whom_pod(&self.record.config));
@@ -290,8 +291,8 @@ impl Driver {
         };
         let Some(supervisor) = self.supervisor.clone() else { return };
         let id = ContainerId::random();
-        let marker = self.context.layout.container(&self.record.id, &id).join("answered");
-        let member = Member::creating(name, whom, Answered::not_yet(marker));
+        let answers = Answers::not_yet(&self.context.layout.container(&self.record.id, &id));
+        let member = Member::creating(name, whom, answers);
         let creation = Creation {
             context: Arc::clone(&self.context),
             pod: Arc::clone(&self.record),
@@ -415,7 +416,7 @@ impl Driver {
         match result {
             Ok(record) => {
                 member.created(record);
-                let answered = member.answered.clone();
+                let answered = member.answers.created.clone();
                 self.context.table.insert_container(id.clone(), self.record.id.clone());
                 self.publish();
                 self.say(&id, ContainerEventType::ContainerCreatedEvent);
@@ -436,8 +437,10 @@ impl Driver {
         match job {
             Job::Start => {
                 member.started();
+                let answered = member.answers.started.clone();
                 self.publish();
                 self.say(id, ContainerEventType::ContainerStartedEvent);
+                return Ok(Answer::Container(id.clone(), answered));
             }
             Job::Remove => {
                 self.members.remove(id);

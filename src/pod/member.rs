@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::pod::events::now;
-use crate::pod::name::{Answered, ContainerName};
+use crate::pod::name::{Answers, ContainerName};
 use crate::pod::queue::{Job, Phase, Standing};
 use crate::pod::record::{ContainerRecord, Layout};
 use crate::pod::view::ContainerView;
@@ -23,7 +23,7 @@ pub(crate) struct Member {
     pub(crate) whom: String,
     pub(crate) phase: Phase,
     pub(crate) job: Option<Job>,
-    pub(crate) answered: Answered,
+    pub(crate) answers: Answers,
     pub(crate) log_trouble: String,
     /// None while it is made.
     record: Option<Arc<ContainerRecord>>,
@@ -35,13 +35,13 @@ pub(crate) struct Member {
 
 impl Member {
     /// Its creation begins.
-    pub(crate) fn creating(name: ContainerName, whom: String, answered: Answered) -> Self {
+    pub(crate) fn creating(name: ContainerName, whom: String, answers: Answers) -> Self {
         Self {
             name,
             whom,
             phase: Phase::Created,
             job: Some(Job::Create),
-            answered,
+            answers,
             log_trouble: String::new(),
             record: None,
             started_at: 0,
@@ -55,11 +55,11 @@ impl Member {
     pub(crate) fn found(
         name: ContainerName,
         whom: String,
-        answered: Answered,
+        answers: Answers,
         record: ContainerRecord,
         state: Option<wire::ContainerState>,
     ) -> Self {
-        let mut member = Self::creating(name, whom, answered);
+        let mut member = Self::creating(name, whom, answers);
         (member.job, member.record) = (None, Some(Arc::new(record)));
         if let Some(state) = state {
             member.started_at = state.started_at;
@@ -75,8 +75,9 @@ impl Member {
 
     /// For the policy.
     pub(crate) fn standing(&self) -> Standing {
-        let answered = self.answered.is_marked();
-        Standing { name: self.name.clone(), phase: self.phase, job: self.job, answered }
+        let answered = self.answers.created.is_marked();
+        let start_lost = self.started_at != 0 && !self.answers.started.is_marked();
+        Standing { name: self.name.clone(), phase: self.phase, job: self.job, answered, start_lost }
     }
 
     /// None while it is made.
@@ -186,7 +187,7 @@ mod tests {
     fn member() -> Member {
         let metadata = Some(cri::ContainerMetadata { name: "app".into(), attempt: 0 });
         let name = ContainerName::of(&cri::ContainerConfig { metadata, ..Default::default() }).expect("a name");
-        Member::creating(name, "app".into(), Answered::not_yet("/nonexistent/answered".into()))
+        Member::creating(name, "app".into(), Answers::not_yet("/nonexistent".as_ref()))
     }
 
     #[test]

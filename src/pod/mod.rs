@@ -257,7 +257,10 @@ impl Pods {
     pub async fn start_container(&self, id: &str) -> Result<(), PodError> {
         let (slot, _, container) = self.context.table.container(id)?;
         let answer = self.ask(&slot, Wish::Start(container.record.id.clone()), Detail::Nothing).await;
-        answer.ok_or_else(|| PodError::not_found("container", id))?.map(drop)
+        if let Answer::Container(_, answered) = answer.ok_or_else(|| PodError::not_found("container", id))?? {
+            answered.mark();
+        }
+        Ok(())
     }
 
     /// The stop signal, then SIGKILL after `timeout`. Idempotent.

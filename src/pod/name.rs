@@ -4,7 +4,7 @@
 //! object; when it was answered, the name is taken until the object is removed ([`Answered`] knows which).
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -82,7 +82,7 @@ fn check(field: &str, value: &str, required: bool) -> Result<(), PodError> {
     Ok(())
 }
 
-/// Whether the answer that first named an object reached its caller. An empty file beside the record, so that a
+/// Whether the answer to a call that is made once reached its caller. An empty file beside the record, so that a
 /// restarted daemon knows it too; it is not synced, because only the daemon's death has to be survived: after a
 /// reboot no pod is ready and nobody asks for it again.
 #[derive(Debug, Clone)]
@@ -97,7 +97,7 @@ impl Answered {
         Self { flag: Arc::default(), marker }
     }
 
-    /// Of an object found on disk.
+    /// As an earlier daemon left it.
     pub(crate) fn found(marker: PathBuf) -> Self {
         Self { flag: Arc::new(AtomicBool::new(marker.exists())), marker }
     }
@@ -116,6 +116,29 @@ impl Answered {
             tracing::debug!(marker = %self.marker.display(), %error, "an answer could not be noted");
         }
     }
+}
+
+/// Both of a container's.
+#[derive(Debug, Clone)]
+pub(crate) struct Answers {
+    pub(crate) created: Answered,
+    pub(crate) started: Answered,
+}
+
+impl Answers {
+    /// Of the container whose record is in `directory`.
+    pub(crate) fn not_yet(directory: &Path) -> Self {
+        let [created, started] = Self::MARKERS.map(|name| Answered::not_yet(directory.join(name)));
+        Self { created, started }
+    }
+
+    /// See [`Answered::found`].
+    pub(crate) fn found(directory: &Path) -> Self {
+        let [created, started] = Self::MARKERS.map(|name| Answered::found(directory.join(name)));
+        Self { created, started }
+    }
+
+    const MARKERS: [&str; 2] = ["answered", "started"];
 }
 
 #[cfg(test)]

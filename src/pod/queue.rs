@@ -64,6 +64,8 @@ pub(crate) struct Standing {
     pub(crate) job: Option<Job>,
     /// The answer to its creation reached the caller.
     pub(crate) answered: bool,
+    /// It was started, and the answer to that did not reach the caller.
+    pub(crate) start_lost: bool,
 }
 
 /// How a pod stands.
@@ -171,6 +173,8 @@ fn start(pod: &PodStanding, id: &ContainerId) -> Verdict {
         (Some(Job::Start), _) => Verdict::Join(id.clone()),
         (Some(_), _) => Verdict::Wait,
         (None, Phase::Created) => begin_in(pod),
+        // Also when it has ended since.
+        (None, _) if container.start_lost => Verdict::Found(id.clone()),
         (None, phase) => Verdict::Refuse(Refusal::NotCreated(phase)),
     }
 }
@@ -201,7 +205,7 @@ mod tests {
 
     fn pod(phase: Phase, job: Option<Job>, answered: bool) -> (PodStanding, ContainerId) {
         let id = ContainerId::random();
-        let standing = Standing { name: name("app"), phase, job, answered };
+        let standing = Standing { name: name("app"), phase, job, answered, start_lost: false };
         (PodStanding { ready: true, containers: [(id.clone(), standing)].into(), ..Default::default() }, id)
     }
 
@@ -234,6 +238,15 @@ mod tests {
         }
         let unknown = ContainerId::random();
         assert_eq!(decide(&created, &Wish::Start(unknown)), Verdict::Refuse(Refusal::NoSuchContainer));
+    }
+
+    #[test]
+    fn a_start_whose_answer_was_lost_is_found_done() {
+        for phase in [Phase::Running, Phase::Exited] {
+            let (mut pod, id) = pod(phase, None, true);
+            pod.containers.get_mut(&id).expect("it is there").start_lost = true;
+            assert_eq!(decide(&pod, &Wish::Start(id.clone())), Verdict::Found(id));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ROOT/pods/ID/answered                        empty: the answer to RunPodSandbox reached its caller
 //! ROOT/pods/ID/containers/CID/container.json   ContainerRecord: written when the container is made
 //! ROOT/pods/ID/containers/CID/answered         empty: the answer to CreateContainer reached its caller
+//! ROOT/pods/ID/containers/CID/started          empty: the answer to StartContainer reached its caller
 //! ROOT/pods/ID/containers/CID/exit.json        written by the supervisor (proto ContainerExit)
 //! ROOT/unreadable/ID                           directories whose record could not be understood, set aside
 //! STATE/pods/ID/                               sockets, the pod's own files; gone after a reboot

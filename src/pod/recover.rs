@@ -15,7 +15,7 @@ use crate::pod::context::{Context, blocking, whom_container, whom_pod};
 use crate::pod::driver::{Driver, REQUEST_BACKLOG};
 use crate::pod::error::{PodError, PodErrorKind};
 use crate::pod::member::{Member, exit_on_disk};
-use crate::pod::name::{Answered, ContainerName, PodName};
+use crate::pod::name::{Answered, Answers, ContainerName, PodName};
 use crate::pod::record::{self, ContainerRecord, PodRecord};
 use crate::pod::table::PodSlot;
 use crate::pod::{files, paths, sandbox, update, volumes};
@@ -295,10 +295,10 @@ fn members(
         let record = update::finish(context, pod, record);
         let id = record.id.clone();
         let whom = whom_container(&pod.config, &record.config);
-        let answered = Answered::found(context.layout.container(&pod.id, &id).join("answered"));
+        let answers = Answers::found(&context.layout.container(&pod.id, &id));
         let state = states.remove(id.as_str());
         let exit = state.is_none().then(|| exit_on_disk(&context.layout, &record));
-        let mut member = Member::found(name, whom, answered, record, state);
+        let mut member = Member::found(name, whom, answers, record, state);
         if let Some(exit) = exit {
             member.exited(exit);
         }

@@ -83,7 +83,7 @@ async fn killing_the_daemon_restarts_no_container_and_loses_no_line() {
 
 /// Every line from the first one on, each once, whole and in order.
 #[track_caller]
-fn assert_whole(lines: &[LogLine]) {
+pub fn assert_whole(lines: &[LogLine]) {
     for (at, line) in lines.iter().enumerate() {
         let expected = format!("line {}", at + 1);
         assert!(line.whole && line.content == expected, "line {} of the log is {line:?}", at + 1);

@@ -26,7 +26,7 @@ fn names(node: &Node, directory: &str) -> Vec<String> {
 }
 
 /// Numbers that look like chance and are the same in each run.
-fn chance(round: u64) -> u64 {
+pub fn chance(round: u64) -> u64 {
     let mut state = (round + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     state ^= state >> 31;
     state.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33

@@ -33,6 +33,7 @@ mod processes;
 mod races;
 mod scarce;
 mod shutdown;
+mod soak;
 mod stats;
 mod streams;
 mod supervisor_killed;

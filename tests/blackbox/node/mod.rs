@@ -423,6 +423,11 @@ fn cricket_binary() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_cricket").into(), |kit| PathBuf::from(kit).join("cricket"))
 }
 
+/// A client of the daemon behind `socket`, if there is one.
+pub async fn runtime_at(socket: &Path) -> Option<Runtime> {
+    connect(socket.to_owned()).await.ok().map(runtime_client)
+}
+
 fn runtime_client(channel: Channel) -> Runtime {
     RuntimeServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
