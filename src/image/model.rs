@@ -129,6 +129,8 @@ pub struct ImageOptions {
     pub short_names: String,
     /// Which images must be signed.
     pub policy: Vec<crate::config::SignatureRule>,
+    /// The node's network namespace, where it is not the one that we are in.
+    pub node_network: Option<Arc<OwnedFd>>,
 }
 
 /// Bytes and inodes used by images and snapshots.
