@@ -28,6 +28,7 @@ pub async fn open(facts: &Facts, calls: &Calls, closing: CancellationToken) -> R
         pinned: config.pinned_images.clone(),
         short_names: config.short_names.clone(),
         policy: config.policy.clone(),
+        fuse_overlayfs: Some(config.fuse_overlayfs.clone()).filter(|program| !program.as_os_str().is_empty()),
         node_network: node_network(node)?,
     })
     .await?;
