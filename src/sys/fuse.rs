@@ -33,7 +33,7 @@ const OPTIONS_LIMIT_BYTES: usize = 127 << 10;
 /// For the program's first answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// Stack of the thread that waits for the program's end.
-const WATCH_STACK_BYTES: usize = 64 << 10;
+const WATCH_STACK_BYTES: usize = 256 << 10;
 
 /// Mounts what is stacked, by `program` (a name in PATH, or a path). Blocking.
 pub fn mount(program: &Path, stack: &Overlay<'_>) -> io::Result<OwnedFd> {

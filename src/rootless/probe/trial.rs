@@ -223,6 +223,8 @@ fn fuse_overlay(directory: &Path) -> io::Result<()> {
 fn write_through(mounted: &OwnedFd, upper: &Path) -> io::Result<()> {
     let file = openat(mounted, "file", OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, b" and above")?;
+    // A program may keep what is written until then.
+    drop(file);
     match fs::read_to_string(upper.join("file"))?.as_str() {
         "below and above" => Ok(()),
         other => Err(io::Error::other(format!("a copied-up file holds {other:?}"))),
