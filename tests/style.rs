@@ -181,6 +181,17 @@ fn one_file_names_the_library_that_makes_containers() {
     assert!(wrong.is_empty(), "only executor/supervisor/runtime.rs names libcontainer:\n{}", wrong.join("\n"));
 }
 
+/// An image's own words are an attacker's: only the file that checks them makes the type that the rest relies on.
+#[test]
+fn what_an_image_says_of_itself_is_validated_in_one_file() {
+    let makes = |path: &&PathBuf| {
+        let code = product_code(&read(path)).replace("struct ImageConfig {", "");
+        code.contains("ImageConfig {") || code.contains("ImageConfig::default")
+    };
+    let found: Vec<_> = rust_files("src").iter().filter(makes).map(|path| short(path)).collect();
+    assert_eq!(found, ["src/image/config.rs"]);
+}
+
 #[test]
 fn no_stub_is_left() {
     let stubs = ["todo!(", "unimplemented!(", "dbg!("];

@@ -56,7 +56,9 @@ impl fmt::Display for Totals {
         let took = Duration::from_millis(self.milliseconds).as_secs_f64();
         let rate = if took > 0.0 { self.fetched_bytes as f64 / took } else { 0.0 };
         let (bytes, rate) = (table::bytes(self.fetched_bytes), table::bytes(rate as u64));
-        write!(f, "{} layers, {bytes} in {took:.1} s ({rate}/s); {} were here", self.fetched, self.reused)
+        let (layers, were) =
+            (if self.fetched == 1 { "layer" } else { "layers" }, if self.reused == 1 { "was" } else { "were" });
+        write!(f, "{} {layers}, {bytes} in {took:.1} s ({rate}/s); {} {were} here", self.fetched, self.reused)
     }
 }
 
@@ -154,6 +156,6 @@ mod tests {
         let totals = progress.finish();
         assert_eq!((totals.fetched, totals.reused, totals.fetched_bytes, totals.reused_bytes), (1, 1, 7, 7));
         let said = Totals { milliseconds: 500, ..totals }.to_string();
-        assert_eq!(said, "1 layers, 7 B in 0.5 s (14 B/s); 1 were here");
+        assert_eq!(said, "1 layer, 7 B in 0.5 s (14 B/s); 1 was here");
     }
 }

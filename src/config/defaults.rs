@@ -19,6 +19,9 @@ const POD_CIDRS: [&str; 2] = ["10.85.0.0/16", "fd85:ee78:d8a6:8607::/64"];
 /// What Docker users mean by `busybox`.
 pub const SHORT_NAMES: &str = "docker.io";
 
+/// Stacks layers where the kernel does not: looked up in PATH.
+pub const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
+
 /// Below what a kubelet gives RunPodSandbox, so that it hears why.
 pub const CNI_TIMEOUT_SECONDS: NonZeroU32 = NonZeroU32::new(60).expect("it is not zero");
 

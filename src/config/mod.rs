@@ -14,6 +14,7 @@ mod runtimes;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use defaults::FUSE_OVERLAYFS;
 pub use environment::Environment;
 pub use runtimes::{RuntimeHandler, RuntimeHandlers};
 
@@ -34,6 +35,8 @@ pub struct Config {
     pub short_names: String,
     /// Names of images that nothing removes.
     pub pinned_images: Vec<String>,
+    /// The program that stacks layers where the kernel does not; empty: none.
+    pub fuse_overlayfs: PathBuf,
     /// Which images must be signed; none: every image is taken.
     pub policy: Vec<SignatureRule>,
     /// Which cgroup driver kubelets are told to use.

@@ -98,6 +98,11 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
             .or(file.registry.short_names)
             .unwrap_or_else(|| defaults::SHORT_NAMES.to_owned()),
         pinned_images: words(env, "CRICKET_PINNED_IMAGES", ',').or(file.images.pinned).unwrap_or_default(),
+        fuse_overlayfs: env
+            .variable("CRICKET_FUSE_OVERLAYFS")
+            .map(PathBuf::from)
+            .or(file.images.fuse_overlayfs)
+            .unwrap_or_else(|| defaults::FUSE_OVERLAYFS.into()),
         policy: policy(file.policy, origins)?,
         cgroup_driver: cgroup_driver(env)?.or(file.cgroup_driver).unwrap_or(CgroupDriver::Cgroupfs),
         streaming_address: parsed(env, "CRICKET_STREAMING_ADDRESS", "an address such as 127.0.0.1:0")?

@@ -23,6 +23,7 @@ fn facts() -> Facts {
         short_names: String::new(),
         pinned_images: Vec::new(),
         policy: Vec::new(),
+        fuse_overlayfs: "".into(),
         root: "/root-dir".into(),
         state: "/state-dir".into(),
         socket: "/state-dir/cricket.sock".into(),

@@ -28,6 +28,8 @@ pub async fn open(facts: &Facts, calls: &Calls, closing: CancellationToken) -> R
         pinned: config.pinned_images.clone(),
         short_names: config.short_names.clone(),
         policy: config.policy.clone(),
+        fuse_overlayfs: Some(config.fuse_overlayfs.clone()).filter(|program| !program.as_os_str().is_empty()),
+        node_network: node_network(node)?,
     })
     .await?;
     let template = Template::start(template_options(node)?).await?;
@@ -46,8 +48,17 @@ pub async fn open(facts: &Facts, calls: &Calls, closing: CancellationToken) -> R
     Ok(Backend { pods, images, sessions, after_large_work: sys::heap::trim })
 }
 
+/// Pulls go by the host's network, which is not that of a node we made.
+fn node_network(node: &Node) -> Result<Option<Arc<OwnedFd>>, DaemonError> {
+    let copy = (node.kind == NodeKind::Made).then(|| duplicate(&node.network)).transpose()?;
+    Ok(copy.map(Arc::new))
+}
+
+fn duplicate(namespace: &OwnedFd) -> Result<OwnedFd, DaemonError> {
+    namespace.as_fd().try_clone_to_owned().map_err(DaemonError::io("duplicating a namespace"))
+}
+
 fn template_options(node: &Node) -> Result<TemplateOptions, DaemonError> {
-    let duplicate = |fd: &OwnedFd| fd.as_fd().try_clone_to_owned().map_err(DaemonError::io("duplicating a namespace"));
     // Elsewhere the template inherits them from us, and may lack the right to join them: those that a user namespace
     // found belong to whoever made it.
     let namespaces = match node.kind {

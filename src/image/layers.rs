@@ -151,6 +151,11 @@ impl LayerStore {
         Ok(Self { shared: Arc::new(Shared { directory, mark, table: Mutex::new(table) }) })
     }
 
+    /// Whether the file system takes no whiteouts as overlayfs has them.
+    pub fn hides_by_name(&self) -> bool {
+        self.shared.mark == OpaqueMark::Names
+    }
+
     /// Keeps what is seen or unpacked from now on.
     pub fn hold(&self) -> Hold {
         let mut table = self.shared.table();

@@ -129,6 +129,10 @@ pub struct ImageOptions {
     pub short_names: String,
     /// Which images must be signed.
     pub policy: Vec<crate::config::SignatureRule>,
+    /// The program that stacks layers where the kernel does not; none: they are copied there.
+    pub fuse_overlayfs: Option<PathBuf>,
+    /// The node's network namespace, where it is not the one that we are in.
+    pub node_network: Option<Arc<OwnedFd>>,
 }
 
 /// Bytes and inodes used by images and snapshots.

@@ -28,6 +28,8 @@ use super::platform::Platform;
 use super::policy::{self, Policy};
 use super::progress::Progress;
 use super::reference::Reference;
+use super::registry::error::RegistryError;
+use super::registry::node::NodeNetwork;
 use super::registry::patience::Patience;
 use super::registry::session::{Document, Session};
 use super::registry::transfer;
@@ -55,9 +57,17 @@ struct State {
     store: Store,
     platform: Platform,
     patience: Patience,
+    node: Option<Arc<NodeNetwork>>,
     layers: Semaphore,
     running: Mutex<HashMap<Key, Running, RandomState>>,
     counts: Counts,
+}
+
+impl State {
+    async fn session(&self, reference: Reference, credentials: Option<Credentials>) -> Result<Session, RegistryError> {
+        let (directory, patience) = (self.registry_config_path.clone(), self.patience.clone());
+        Session::open_in(directory, reference, credentials, patience, self.node.clone()).await
+    }
 }
 
 /// Since the daemon's start.
@@ -108,6 +118,7 @@ impl Puller {
             store,
             platform: Platform::host(),
             patience,
+            node: options.node_network.clone().map(|namespace| Arc::new(NodeNetwork::new(namespace))),
             layers: Semaphore::new(LAYERS_AT_A_TIME_IN_ALL),
             running: Mutex::default(),
             counts: Counts::default(),
@@ -193,10 +204,7 @@ struct Pull {
 impl Pull {
     async fn run(self, credentials: Option<Credentials>) -> Result<Arc<Image>, ImageError> {
         let state = &self.state;
-        let directory = state.registry_config_path.clone();
-        let patience = state.patience.clone();
-        let session = Session::open(directory, self.reference.clone(), credentials.clone(), patience).await?;
-        let session = Arc::new(session);
+        let session = Arc::new(state.session(self.reference.clone(), credentials.clone()).await?);
         if let Some((image, digest)) = self.unchanged(&session).await? {
             self.check_signature(&digest, credentials).await?;
             return Ok(image);
@@ -241,8 +249,7 @@ impl Pull {
         let state = &self.state;
         let Some(keys) = state.policy.keys(&self.reference) else { return Ok(()) };
         let reference = policy::signatures_of(&self.reference, digest)?;
-        let (directory, patience) = (state.registry_config_path.clone(), state.patience.clone());
-        let session = Session::open(directory, reference, credentials, patience).await?;
+        let session = state.session(reference, credentials).await?;
         Policy::check(keys, &self.reference, digest, &session).await
     }
 

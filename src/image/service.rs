@@ -34,7 +34,8 @@ impl Images {
             remove_path(&spool).map_err(|e| io_error("remove", &spool)(e.into()))?;
             let pins = Pins::new(&options.pinned);
             let store = Store::open_with(&options.root, options.in_user_namespace, pins)?;
-            let snapshots = Snapshots::open(&options.root, store.clone(), options.in_user_namespace)?;
+            let fuse = options.fuse_overlayfs.as_deref();
+            let snapshots = Snapshots::open(&options.root, store.clone(), options.in_user_namespace, fuse)?;
             let puller = Puller::new(&options, store.clone());
             Ok(Self { options: Arc::new(options), store, snapshots, puller })
         })
@@ -219,8 +220,13 @@ impl Images {
         blocking(move || snapshots.retain(&keep)).await
     }
 
-    /// Whether snapshots are overlays; otherwise each is a copy of its image (see `check`).
+    /// Whether the kernel stacks the layers of snapshots (see `check`).
     pub fn has_overlay(&self) -> bool {
         self.snapshots.has_overlay()
+    }
+
+    /// Whether fuse-overlayfs does so where the kernel does not; otherwise each snapshot is a copy of its image there.
+    pub fn has_fuse(&self) -> bool {
+        self.snapshots.has_fuse()
     }
 }

@@ -8,6 +8,7 @@ pub mod directory;
 pub mod environment;
 pub mod filter;
 pub mod fork;
+pub mod fuse;
 pub mod heap;
 pub mod kernel;
 pub mod loopback;

@@ -1,5 +1,5 @@
-//! Images that were made to harm whoever runs them: a clear error or a harmless
-//! container, and nothing outside touched.
+//! Images that were made to harm whoever runs them: a clear error or a harmless container, and nothing outside touched.
+//! Numbers in names are those of the attacks in SPECIFICATION.md.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -128,5 +128,28 @@ async fn rows_30_and_31_words_of_an_image_are_words() {
         assert!(listed.contains("words") && !listed.contains("planted"), "{listed}");
     }
     succeed(&mut node.cricket(["rm", "words"]));
+    node.stop_and_account().await;
+}
+
+/// Says what it could do to cgroups, and where it believes to be.
+const CGROUP_SCRIPT: &str = r#"
+b=/bin/busybox
+for file in $($b find /sys/fs/cgroup -type f); do ( echo 1 >"$file" ) 2>/dev/null && echo "written: $file"; done
+for place in $($b find /sys/fs/cgroup -type d); do $b mkdir "$place/new" 2>/dev/null && echo "made: $place/new"; done
+$b mount -o remount,rw,bind /sys/fs/cgroup 2>/dev/null && echo "remounted"
+$b grep -v ':/$' /proc/self/cgroup && echo "outside is seen"
+$b grep ' /sys/fs/cgroup' /proc/mounts | $b grep -v ' ro[, ]' && echo "a mount is writable"
+echo "looked at $($b find /sys/fs/cgroup -type f | $b wc -l) files"
+"#;
+
+#[tokio::test]
+async fn row_14_no_file_of_a_cgroup_can_be_written() {
+    let node = Node::start().await;
+    let name = load(&node, "cgroups", &[], &json!({}));
+    let output = succeed(&mut node.cricket(["run", "--rm", &name, BUSYBOX, "sh", "-c", CGROUP_SCRIPT]));
+    let said = text(&output.stdout);
+    assert!(said.starts_with("looked at ") && said.lines().count() == 1, "{said}");
+    // Without cgroups of version 2 there is nothing to be seen.
+    assert!(crate::node::cgroups::base().is_none() || !said.starts_with("looked at 0 "), "{said}");
     node.stop_and_account().await;
 }

@@ -115,12 +115,36 @@ async fn programs_are_told_what_a_pull_a_load_and_a_removal_did() {
     let listed = json(&succeed(&mut node.cricket(["image", "list", "--output", "json"])));
     assert_eq!((&listed[0]["id"], listed[0]["used_by"].as_array().map(Vec::len)), (&first["id"], Some(0)));
     let told = text(&succeed(&mut node.cricket(["image", "pull", &name])).stderr);
-    assert!(told.contains("were here"), "{told}");
+    assert!(told.contains("1 was here"), "{told}");
     assert_eq!(text(&succeed(&mut node.cricket(["image", "pull", "--quiet", &name])).stderr), "");
     let removed = json(&succeed(&mut node.cricket(["image", "remove", "--output", "json", &name])));
     assert_eq!(removed[0]["id"], first["id"]);
     let (_, said) = fail(&mut node.cricket(["image", "pull", "127.0.0.1:1/none:1"]));
     assert!(said.contains("RegistryUnavailable") && said.contains("try again"), "{said}");
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn people_are_told_in_the_words_of_the_command_line() {
+    let node = Node::start().await;
+    for verb in ["pull", "remove", "save", "inspect", "verify"] {
+        let (_, said) = fail(&mut node.cricket(["image", verb, ""]));
+        assert!(said.to_lowercase().contains("<image") || said.contains("[IMAGE"), "{verb}: {said}");
+    }
+    let (_, said) = fail(&mut node.cricket(["image", "load", "/etc/passwd"]));
+    assert!(said.contains("/etc/passwd") && said.contains("archive"), "{said}");
+    // The same image under two names: both are shown, and both go.
+    let archive = node.dir.join("named.tar");
+    for name in ["one.test/a:1", "two.test/b:2"] {
+        std::fs::write(&archive, archive_of(name, &[layer_of("one", 1, 1000)])).expect("a file of ours");
+        load(&node, &archive);
+    }
+    let listed = text(&succeed(&mut node.cricket(["image", "list"])).stdout);
+    assert!(listed.contains("one.test/a:1 ") && listed.contains("two.test/b:2 "), "{listed}");
+    let removed = text(&succeed(&mut node.cricket(["image", "remove", "two.test/b:2"])).stdout);
+    assert!(removed.contains("one.test/a:1"), "{removed}");
+    let help = text(&succeed(&mut node.cricket(["image", "remove", "--help"])).stdout);
+    assert!(help.contains("all of its names"), "{help}");
     node.stop_and_account().await;
 }
 

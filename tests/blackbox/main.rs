@@ -26,6 +26,7 @@ mod image_soak;
 mod images;
 mod kubelet;
 mod limits;
+mod loopback_registries;
 mod mounts;
 mod options;
 mod pod_network;

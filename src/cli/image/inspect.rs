@@ -1,6 +1,7 @@
 //! `cricket image inspect`.
 
 use anyhow::{Context, bail};
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::Value;
 
 use crate::cli::client::{Client, told};
@@ -11,6 +12,7 @@ use crate::proto::cri::{ImageSpec, ImageStatusRequest};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     image: String,
 }
 

@@ -25,7 +25,11 @@ pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
     }
     let containers = client.runtime.list_containers(ListContainersRequest::default()).await.map_err(told)?.into_inner();
     let listed: Vec<Listed> = images.into_iter().map(|image| Listed::new(image, &containers.containers)).collect();
-    table::print(args.output, &listed, &["IMAGE", "ID", "SIZE", "USED BY"], row)
+    if args.output == Output::Json {
+        return table::json(&listed);
+    }
+    let rows: Vec<Vec<String>> = listed.iter().flat_map(rows).collect();
+    table::print(args.output, &rows, &["IMAGE", "ID", "SIZE", "USED BY"], Clone::clone)
 }
 
 /// An image and the containers made of it.
@@ -48,21 +52,23 @@ impl Listed {
     }
 }
 
-fn row(listed: &Listed) -> Vec<String> {
+/// One for each name: whoever pulled an image looks for the name he pulled it by.
+fn rows(listed: &Listed) -> Vec<Vec<String>> {
     let image = &listed.image;
-    let names = if image.repo_tags.is_empty() { &image.repo_digests } else { &image.repo_tags };
-    let name = names.first().map_or_else(
-        || "-".to_owned(),
-        |first| match names.len() {
-            1 => first.clone(),
-            more => format!("{first} (and {} more)", more - 1),
-        },
-    );
+    let nameless = ["-".to_owned()];
+    let names = match (image.repo_tags.as_slice(), image.repo_digests.as_slice()) {
+        ([], []) => &nameless[..],
+        ([], digests) => digests,
+        (tags, _) => tags,
+    };
     let used_by = match (listed.names.as_slice(), image.pinned) {
         ([], true) => "- (pinned)".to_owned(),
         ([], false) => "-".to_owned(),
         ([first], _) => first.clone(),
         ([first, more @ ..], _) => format!("{first} (and {} more)", more.len()),
     };
-    vec![name, table::short_id(&image.id).to_owned(), table::bytes(image.size), used_by]
+    let row = |name: &String| {
+        vec![name.clone(), table::short_id(&image.id).to_owned(), table::bytes(image.size), used_by.clone()]
+    };
+    names.iter().map(row).collect()
 }

@@ -57,12 +57,13 @@ pub async fn run(args: Args, settings: &Settings) -> anyhow::Result<()> {
         }
     };
     let totals = progress.finish();
+    let named = args.file.as_deref().filter(|path| *path != Path::new("-"));
+    let shown = named.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
     // The daemon could only say that the archive is cut short.
     if let Some(error) = unread.get() {
-        let shown = args.file.as_deref().unwrap_or(Path::new("standard input"));
-        bail!("cannot read {}: {error}", shown.display());
+        bail!("cannot read {shown}: {error}");
     }
-    result?;
+    result.with_context(|| format!("cannot load {shown}"))?;
     if args.output == Output::Json {
         let reports: Vec<_> = images.iter().map(|image| Report::new(image, totals)).collect();
         return table::json(&reports);

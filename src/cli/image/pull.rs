@@ -1,6 +1,7 @@
 //! `cricket image pull`.
 
 use anyhow::{Context, bail};
+use clap::builder::NonEmptyStringValueParser;
 
 use crate::cli::client::{Client, told};
 use crate::cli::progress::{Progress, Totals};
@@ -28,6 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "USER:PASSWORD", env = CREDENTIALS_VARIABLE, hide_env_values = true)]
     creds: Option<String>,
     /// The image: registry/repository:tag or registry/repository@digest
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     image: String,
 }
 

@@ -1,6 +1,7 @@
 //! `cricket image remove`.
 
 use anyhow::bail;
+use clap::builder::NonEmptyStringValueParser;
 
 use crate::cli::client::{Client, told};
 use crate::cli::{Output, Settings, table};
@@ -9,8 +10,8 @@ use crate::proto::cri::{ImageSpec, ImageStatusRequest, RemoveImageRequest};
 /// Arguments of `cricket image remove`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names or ids
-    #[arg(required = true)]
+    /// Names or ids; an image goes with all of its names, whichever of them is said here
+    #[arg(required = true, value_parser = NonEmptyStringValueParser::new())]
     images: Vec<String>,
     /// For people or for programs
     #[arg(short, long, value_enum, default_value_t)]

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use clap::builder::NonEmptyStringValueParser;
 
 use crate::cli::Settings;
 use crate::cli::client::{Client, told};
@@ -18,7 +19,7 @@ const ZSTD_LEVEL: i32 = 3;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Names or ids; each is saved with all its names
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = NonEmptyStringValueParser::new())]
     images: Vec<String>,
     /// Where to; `-`: standard output
     #[arg(short = 'f', long = "file", default_value = "-")]

@@ -1,6 +1,7 @@
 //! `cricket image verify`: which images are not what they were, and what to do about it.
 
 use anyhow::bail;
+use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 
 use crate::cli::client::{Client, told};
@@ -12,6 +13,7 @@ use crate::proto::cricket::{Verdict, VerifiedImage, VerifiedLayer, VerifyImagesR
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Names or ids; none: every image
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     images: Vec<String>,
     /// For people or for programs
     #[arg(short, long, value_enum, default_value_t)]

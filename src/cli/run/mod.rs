@@ -75,6 +75,7 @@ pub struct Args {
     #[arg(long)]
     read_only: bool,
     /// The image; pulled if it is not here
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     image: String,
     /// Arguments, instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

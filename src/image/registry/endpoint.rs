@@ -6,18 +6,19 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, RequestBuilder, Response, Url};
 use tokio::sync::OnceCell;
 
 use super::auth::challenges;
 use super::connector;
 use super::error::{RegistryError, Subject};
-use super::hosts::{HostOptions, authority};
+use super::hosts::{DialNetwork, HostOptions, authority, is_loopback};
+use super::node::NodeNetwork;
 use super::patience::Patience;
 use super::token::{self, Applicant};
 
@@ -46,19 +47,66 @@ pub struct Ask {
 pub struct Endpoint {
     options: HostOptions,
     patience: Patience,
-    /// Without TLS no authorities are read.
-    plain: OnceCell<Client>,
-    secure: OnceCell<Client>,
+    /// The node's network, where it is another one than ours.
+    node: Option<Arc<NodeNetwork>>,
+    /// Whether somebody listens there at the address; asked once.
+    in_node: OnceCell<bool>,
+    on_host: Clients,
+    inside: Clients,
     /// What worked last.
     authorization: Mutex<Option<HeaderValue>>,
     down: AtomicBool,
 }
 
+/// Their connections are of one network.
+#[derive(Debug, Default)]
+struct Clients {
+    /// Without TLS no authorities are read.
+    plain: OnceCell<Client>,
+    secure: OnceCell<Client>,
+}
+
+/// What a request to a URL is made with, and where it is sent from.
+#[derive(Debug)]
+pub struct Dialler {
+    client: Client,
+    node: Option<Arc<NodeNetwork>>,
+}
+
+impl Dialler {
+    /// A request, not sent.
+    pub fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        self.client.request(method, url)
+    }
+
+    /// Sends it.
+    pub async fn send(&self, request: RequestBuilder, subject: &Subject) -> Result<Response, RegistryError> {
+        let sent = match &self.node {
+            None => request.send().await,
+            Some(node) => {
+                let sent = node.run(request.send()).await;
+                sent.map_err(|error| subject.unavailable(format!("in the node's network: {error}")))?
+            }
+        };
+        let here = self.node.is_none();
+        let host = if here { subject.host.clone() } else { format!("{} in the node's network", subject.host) };
+        sent.map_err(|error| Subject { host, what: subject.what.clone() }.transport(error))
+    }
+}
+
 impl Endpoint {
-    /// Nothing is dialled before the first request.
-    pub fn new(options: HostOptions, patience: Patience) -> Self {
-        let (plain, secure) = (OnceCell::new(), OnceCell::new());
-        Self { options, patience, plain, secure, authorization: Mutex::new(None), down: AtomicBool::new(false) }
+    /// Nothing is dialled before the first request. `node`: see [`super::node`].
+    pub fn new(options: HostOptions, patience: Patience, node: Option<Arc<NodeNetwork>>) -> Self {
+        Self {
+            options,
+            patience,
+            node,
+            in_node: OnceCell::new(),
+            on_host: Clients::default(),
+            inside: Clients::default(),
+            authorization: Mutex::new(None),
+            down: AtomicBool::new(false),
+        }
     }
 
     /// What it may be asked for.
@@ -123,13 +171,38 @@ impl Endpoint {
         }
     }
 
-    /// The client for a URL.
-    pub async fn client(&self, url: &Url, subject: &Subject) -> Result<Client, RegistryError> {
+    /// What leads to a URL.
+    pub async fn dialler(&self, url: &Url, subject: &Subject) -> Result<Dialler, RegistryError> {
         let is_secure = url.scheme() == "https";
-        let cell = if is_secure { &self.secure } else { &self.plain };
-        let connect = self.options.dial_timeout.unwrap_or(self.patience.connect);
+        let node = self.node_of(url).await;
+        let clients = if node.is_some() { &self.inside } else { &self.on_host };
+        let cell = if is_secure { &clients.secure } else { &clients.plain };
+        let connect = self.dial_timeout();
         let client = cell.get_or_try_init(|| connector::client(&self.options, is_secure, connect, subject)).await?;
-        Ok(client.clone())
+        Ok(Dialler { client: client.clone(), node })
+    }
+
+    fn dial_timeout(&self) -> Duration {
+        self.options.dial_timeout.unwrap_or(self.patience.connect)
+    }
+
+    /// The node's network, if a URL is dialled there. Of a registry at a loopback address everything at such addresses is,
+    /// when the registry is: its token server, and what it redirects to.
+    async fn node_of(&self, url: &Url) -> Option<Arc<NodeNetwork>> {
+        let node = self.node.as_ref()?;
+        let inside = match self.options.network {
+            Some(network) => network == DialNetwork::Node,
+            // A proxy is reached by the host's network.
+            None if self.options.proxy.is_some() || !self.options.is_loopback => false,
+            None => url.host_str().is_some_and(is_loopback) && self.is_in_node(node).await,
+        };
+        inside.then(|| Arc::clone(node))
+    }
+
+    async fn is_in_node(&self, node: &NodeNetwork) -> bool {
+        let base = &self.options.base;
+        let (Some(host), Some(port)) = (base.host_str(), base.port_or_known_default()) else { return false };
+        *self.in_node.get_or_init(|| node.has_listener(host, port, self.dial_timeout())).await
     }
 
     fn granted(&self) -> Option<HeaderValue> {
@@ -163,10 +236,10 @@ impl Endpoint {
                 headers.extend(self.options.header.clone());
                 headers.extend(authorization.clone().map(|value| (AUTHORIZATION, value)));
             }
-            let client = self.client(&url, subject).await?;
-            let request = client.request(ask.method.clone(), url.clone()).headers(headers);
-            let response = match tokio::time::timeout(self.patience.answer, request.send()).await {
-                Ok(response) => response.map_err(|error| subject.transport(error))?,
+            let dialler = self.dialler(&url, subject).await?;
+            let request = dialler.request(ask.method.clone(), url.clone()).headers(headers);
+            let response = match tokio::time::timeout(self.patience.answer, dialler.send(request, subject)).await {
+                Ok(response) => response?,
                 Err(_) => return Err(subject.unavailable(format!("no answer within {:?}", self.patience.answer))),
             };
             match next_url(&url, &response) {

@@ -12,6 +12,7 @@
 //!   override_path = false                    # true: the URL's path is the whole root, without /v2
 //!   dial_timeout = "5s"
 //!   proxy = "http://proxy.example:3128"      # instead of the environment's
+//!   network = "node"                         # ours: dialled in the node's network, or on the "host"
 //!   [host."https://mirror.example".header]
 //!     x-name = "value"                       # or a list
 //! ```
@@ -80,6 +81,19 @@ pub struct HostOptions {
     pub proxy: Option<Url>,
     /// A loopback address: no proxy of the environment is asked.
     pub is_loopback: bool,
+    /// Where an ordinary user's daemon dials it; none: a loopback address in the node if somebody listens there, and
+    /// everything else on the host.
+    pub network: Option<DialNetwork>,
+}
+
+/// Whose network a registry is dialled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DialNetwork {
+    /// The one that pods of the node's network have.
+    Node,
+    /// The machine's.
+    Host,
 }
 
 /// The places to ask for images of `registry` (a reference's host), in order. Reads files: call it where that may
@@ -165,6 +179,7 @@ struct RawHost {
     override_path: bool,
     dial_timeout: String,
     proxy: String,
+    network: Option<DialNetwork>,
 }
 
 #[derive(Deserialize)]
@@ -209,6 +224,7 @@ impl RawHost {
             header: header_map(self.header)?,
             dial_timeout: None,
             proxy: None,
+            network: self.network,
         };
         for capability in &self.capabilities {
             match capability.to_ascii_lowercase().as_str() {
@@ -260,7 +276,8 @@ fn implied_server(registry: &str) -> String {
     format!("{}://{registry}", if is_plain { "http" } else { "https" })
 }
 
-fn is_loopback(name: &str) -> bool {
+/// Whether a host's name is one of the machine's own.
+pub fn is_loopback(name: &str) -> bool {
     let address = name.trim_start_matches('[').trim_end_matches(']');
     name == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -11,6 +11,7 @@ mod endpoint;
 pub mod error;
 pub(super) mod files;
 pub mod hosts;
+pub mod node;
 pub mod patience;
 pub mod saved;
 pub mod session;

@@ -12,6 +12,7 @@ use http::header::CONTENT_TYPE;
 use super::endpoint::{Ask, Endpoint, read_body};
 use super::error::RegistryError;
 use super::hosts::{HostsError, hosts_of};
+use super::node::NodeNetwork;
 use super::patience::Patience;
 use super::token::Applicant;
 use crate::image::Credentials;
@@ -64,10 +65,22 @@ impl Session {
         credentials: Option<Credentials>,
         patience: Patience,
     ) -> Result<Self, RegistryError> {
+        Self::open_in(directory, reference, credentials, patience, None).await
+    }
+
+    /// As [`Self::open`], where the `node` has a network of its own.
+    pub async fn open_in(
+        directory: PathBuf,
+        reference: Reference,
+        credentials: Option<Credentials>,
+        patience: Patience,
+        node: Option<Arc<NodeNetwork>>,
+    ) -> Result<Self, RegistryError> {
         let (path, host) = (directory.clone(), reference.host().to_owned());
         let hosts = tokio::task::spawn_blocking(move || hosts_of(&path, &host)).await;
         let hosts = hosts.unwrap_or_else(|error| Err(HostsError { path: directory, problem: error.to_string() }))?;
-        let endpoints = hosts.into_iter().map(|options| Arc::new(Endpoint::new(options, patience.clone()))).collect();
+        let endpoint = |options| Arc::new(Endpoint::new(options, patience.clone(), node.clone()));
+        let endpoints = hosts.into_iter().map(endpoint).collect();
         Ok(Self { reference, credentials, endpoints, patience })
     }
 

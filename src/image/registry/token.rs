@@ -11,7 +11,7 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use super::auth::{Challenge, permitted_realm, pull_scope};
-use super::endpoint::{Endpoint, read_body};
+use super::endpoint::{Dialler, Endpoint, read_body};
 use super::error::{RegistryError, Subject};
 use crate::image::Credentials;
 
@@ -79,22 +79,22 @@ impl Question<'_> {
         applicant: &Applicant<'_>,
         subject: &Subject,
     ) -> Result<HeaderValue, RegistryError> {
-        let client = endpoint.client(&self.realm, subject).await?;
+        let dialler = endpoint.dialler(&self.realm, subject).await?;
         let request = match applicant.credentials {
-            Some(Credentials::IdentityToken(token)) => self.exchange(&client, token),
+            Some(Credentials::IdentityToken(token)) => self.exchange(&dialler, token),
             Some(Credentials::Basic { username, password }) if username == IDENTITY_TOKEN_USER => {
-                self.exchange(&client, password)
+                self.exchange(&dialler, password)
             }
             Some(Credentials::Basic { username, password }) => {
-                let request = client.request(Method::GET, self.url(&[("account", username)]));
+                let request = dialler.request(Method::GET, self.url(&[("account", username)]));
                 request.header(AUTHORIZATION, basic(username, password, subject)?)
             }
-            _ => client.request(Method::GET, self.url(&[])),
+            _ => dialler.request(Method::GET, self.url(&[])),
         };
         let at = Subject { host: subject.host.clone(), what: format!("a token for {}", subject.what) };
         let (status, body) = endpoint
             .within_document_time(&at, async {
-                let response = request.send().await.map_err(|error| at.transport(error))?;
+                let response = dialler.send(request, &at).await?;
                 Ok((response.status(), read_body(response, TOKEN_BYTES_MAX, &at).await?))
             })
             .await?;
@@ -124,12 +124,12 @@ impl Question<'_> {
         url
     }
 
-    fn exchange(&self, client: &reqwest::Client, token: &str) -> reqwest::RequestBuilder {
+    fn exchange(&self, dialler: &Dialler, token: &str) -> reqwest::RequestBuilder {
         // A form is written like a query.
         let mut form = self.realm.clone();
         let fields = [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", token)];
         form.query_pairs_mut().clear().extend_pairs(self.parameters()).extend_pairs(fields);
-        client
+        dialler
             .request(Method::POST, self.realm.clone())
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(form.query().unwrap_or_default().to_owned())

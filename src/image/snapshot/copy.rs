@@ -30,6 +30,9 @@ const DEPTH_LIMIT: usize = 2048;
 /// Names of attributes of one file, and one value: the kernel's own limits.
 const ATTRIBUTE_LIMIT_BYTES: usize = 64 << 10;
 
+/// Files with several names, not all of which were met, that are remembered; a name of one more becomes a file of its own.
+const LINKED_LIMIT: usize = 100_000;
+
 /// Copies `trees`, lowest first, into the directory `to`; with `ids`, owners become that namespace's.
 pub fn copy_layers(trees: Vec<PathBuf>, to: &Path, ids: Option<IdRange>) -> Result<(), ImageError> {
     for tree in trees {
@@ -40,8 +43,8 @@ pub fn copy_layers(trees: Vec<PathBuf>, to: &Path, ids: Option<IdRange>) -> Resu
 }
 
 struct Copy {
-    /// First copy of each file that has several names.
-    linked: HashMap<u64, PathBuf>,
+    /// First copy of each file that has several names, and how many of them are still to come.
+    linked: HashMap<u64, (PathBuf, u64)>,
     ids: Option<IdRange>,
 }
 
@@ -80,17 +83,27 @@ impl Copy {
                 continue;
             }
             remove_path(&target)?;
-            if let Some(first) = self.linked.get(&entry.ino()) {
-                fs::hard_link(first, &target)?;
+            if self.link(entry.ino(), &target)? {
                 continue;
             }
             copy_file(&source, &target, kind)?;
             copy_attributes(&source, &target, &metadata, self.ids)?;
-            if metadata.nlink() > 1 {
-                self.linked.insert(entry.ino(), target);
+            if metadata.nlink() > 1 && self.linked.len() < LINKED_LIMIT {
+                self.linked.insert(entry.ino(), (target, metadata.nlink() - 1));
             }
         }
         Ok(())
+    }
+
+    /// Makes `target` a further name of a file that was copied before. False: there is none.
+    fn link(&mut self, inode: u64, target: &Path) -> io::Result<bool> {
+        let Some((first, left)) = self.linked.get_mut(&inode) else { return Ok(false) };
+        fs::hard_link(first, target)?;
+        *left -= 1;
+        if *left == 0 {
+            self.linked.remove(&inode);
+        }
+        Ok(true)
     }
 
     fn make_directory(&mut self, source: &Path, target: &Path) -> io::Result<()> {

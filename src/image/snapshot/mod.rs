@@ -1,7 +1,8 @@
 //! Snapshots: the writable part of each container over its image's layers.
 //!
 //! A snapshot is `snapshots/KEY/` with `upper/` and `work/` of an overlay mount, and `snapshot.json`, written last and
-//! synced before a snapshot is answered. Where the file system refuses overlays, `rootfs/` is a plain copy of the
+//! synced before a snapshot is answered. Where the file system refuses overlays, fuse-overlayfs stacks the same directories
+//! (`sys::fuse`); where that is not there either, `rootfs/` is a plain copy of the
 //! layers; so it is where a container has a user namespace of its own and layers cannot be shown as that namespace's. The mount itself is a descriptor and is made anew each time a snapshot is asked for; nothing is attached.
 
 pub mod copy;
@@ -25,6 +26,7 @@ use super::store::Store;
 use super::{Image, ImageError, ImageErrorKind, Snapshot};
 use crate::store::{self, ContainerId};
 use crate::sys::crash::Point;
+use crate::sys::fuse;
 use crate::sys::overlay::{Overlay, clone_tree};
 use crate::sys::owners::{IdRange, show_as};
 use crate::sys::removal::remove_path;
@@ -61,6 +63,9 @@ struct SnapshotRecord {
     sealed: bool,
     /// Whether it is a plain copy.
     copied: bool,
+    /// Whether it is stacked by fuse-overlayfs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    fused: bool,
     /// As whose ids its files are shown, or were copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ids: Option<IdRange>,
@@ -74,6 +79,8 @@ struct Shared {
     store: Store,
     user_attributes: bool,
     overlay: bool,
+    /// The program, where it works and somebody needs it.
+    fuse: Option<PathBuf>,
     usages: Mutex<HashMap<String, (Instant, Usage)>>,
     measuring: AtomicBool,
 }
@@ -85,14 +92,26 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Reads the records below `root`, removes what a crash left half made, and tries an overlay mount there.
-    pub fn open(root: &Path, store: Store, in_user_namespace: bool) -> Result<Self, ImageError> {
+    /// Reads the records below `root`, removes what a crash left half made, and tries an overlay mount there; where layers
+    /// cannot be stacked so, the program `fuse` is tried too, if one is named.
+    pub fn open(root: &Path, store: Store, in_user_namespace: bool, fuse: Option<&Path>) -> Result<Self, ImageError> {
         let directory = root.join("snapshots");
         let empty = [root.join("empty/0"), root.join("empty/1")];
         for path in [&directory, &empty[0], &empty[1]] {
             make_directory(path)?;
         }
-        let overlay = probe_overlay(&directory, &empty, in_user_namespace)?;
+        let probe = |mount: &dyn Fn(&Overlay<'_>) -> std::io::Result<OwnedFd>| {
+            probe_stack(&directory, &empty, in_user_namespace, mount)
+        };
+        let refused = probe(&|stack| stack.mount())?;
+        let overlay = refused.is_none();
+        let fuse = match fuse.filter(|_| !overlay || store.layers().hides_by_name()) {
+            Some(program) => probe(&|stack| fuse::mount(program, stack))?.is_none().then(|| program.to_owned()),
+            None => None,
+        };
+        if let Some(error) = refused {
+            say_how(&directory, &error, fuse.as_deref());
+        }
         for entry in std::fs::read_dir(&directory).map_err(io_error("read", &directory))? {
             let path = entry.map_err(io_error("read", &directory))?.path();
             let key = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -113,10 +132,16 @@ impl Snapshots {
             store,
             user_attributes: in_user_namespace,
             overlay,
+            fuse,
             usages: Mutex::default(),
             measuring: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Whether fuse-overlayfs stacks what the kernel does not.
+    pub fn has_fuse(&self) -> bool {
+        self.shared.fuse.is_some()
     }
 
     /// Whether snapshots are overlays, not copies.
@@ -141,9 +166,9 @@ impl Snapshots {
         let layers = image.layers.iter().map(|text| text.parse::<Digest>());
         let layers: Vec<Digest> = layers.collect::<Result<_, _>>().map_err(|e| internal(e.to_string()))?;
         let by_name = |diff_id| self.shared.store.layers().extent(diff_id).is_some_and(|extent| extent.hides_by_name);
-        let copied = !self.shared.overlay
-            || layers.iter().any(by_name)
-            || owners.is_some_and(|owners| !self.can_show_as(owners));
+        let stacked = self.shared.overlay && !layers.iter().any(by_name);
+        let fused = !stacked && self.shared.fuse.is_some() && owners.is_none();
+        let copied = !(stacked || fused) || owners.is_some_and(|owners| !self.can_show_as(owners));
         let (read_only, sealed, points): (_, _, &[MountPoint]) = match writes {
             Writes::Kept => (false, false, &[]),
             Writes::MountPoints => (true, false, &[]),
@@ -151,9 +176,12 @@ impl Snapshots {
         };
         let ids = owners.map(|owners| owners.ids);
         let record =
-            SnapshotRecord { version: VERSION, image: image.id.clone(), layers, read_only, sealed, copied, ids };
+            SnapshotRecord { version: VERSION, image: image.id.clone(), layers, read_only, sealed, copied, fused, ids };
         match store::read::<SnapshotRecord>(&path.join(RECORD)) {
-            Ok(known) if known == record => return self.mount(&path, &record, owners),
+            // It stays what it was made as, whatever can be had by now.
+            Ok(known) if known == (SnapshotRecord { copied: known.copied, fused: known.fused, ..record.clone() }) => {
+                return self.mount(&path, &known, owners);
+            }
             Ok(known) => {
                 let text = format!("snapshot {key} is there already, of image {}", known.image);
                 return Err(ImageError::new(ImageErrorKind::Busy, text));
@@ -188,7 +216,7 @@ impl Snapshots {
             // Of a sealed one the upper directory is a layer among layers, and shown as they are.
             self.copy_root_attributes(&record.layers, &upper, record.ids.filter(|_| !record.sealed))?;
             if !points.is_empty() {
-                points::make(&self.mount_overlay(path, &record.layers, Access::Write, None)?, points)?;
+                points::make(&self.mount_stack(path, record, Access::Write, None)?, points)?;
             }
         }
         store::write(&path.join(RECORD), record)?;
@@ -208,20 +236,20 @@ impl Snapshots {
             clone_tree(&written, record.sealed).map_err(io_error("clone", &written))?
         } else {
             let access = if record.sealed { Access::Read } else { Access::Write };
-            self.mount_overlay(path, &record.layers, access, owners.map(|owners| &*owners.user_namespace))?
+            self.mount_stack(path, record, access, owners.map(|owners| &*owners.user_namespace))?
         };
         Ok(Snapshot { mount, upper: (!record.read_only).then_some(written) })
     }
 
-    fn mount_overlay(
+    fn mount_stack(
         &self,
         path: &Path,
-        layers: &[Digest],
+        record: &SnapshotRecord,
         access: Access,
         owners: Option<&OwnedFd>,
     ) -> Result<OwnedFd, ImageError> {
         let (upper, work) = (path.join(UPPER), path.join(WORK));
-        let mut lower: Vec<PathBuf> = self.trees(layers);
+        let mut lower: Vec<PathBuf> = self.trees(&record.layers);
         lower.reverse();
         if access == Access::Read {
             lower.insert(0, upper.clone());
@@ -234,7 +262,14 @@ impl Snapshots {
             user_attributes: self.shared.user_attributes,
             owners: owners.map(AsFd::as_fd),
         };
-        overlay.mount().map_err(io_error("mount an overlay for", path))
+        let mounted = match (record.fused, &self.shared.fuse) {
+            (false, _) => overlay.mount(),
+            (true, Some(program)) => fuse::mount(program, &overlay),
+            (true, None) => {
+                Err(std::io::Error::other("fuse-overlayfs, which it was made with, does not work any more"))
+            }
+        };
+        mounted.map_err(io_error("mount an overlay for", path))
     }
 
     /// Trees of the layers, lowest first; of a layer that occurs twice the upper one, which has all of the lower's files.
@@ -398,8 +433,13 @@ enum Access {
     Write,
 }
 
-/// Tries what every snapshot will do, with empty directories.
-fn probe_overlay(directory: &Path, empty: &[PathBuf], user_attributes: bool) -> Result<bool, ImageError> {
+/// Tries what every snapshot will do, with empty directories; answers why it does not work.
+fn probe_stack(
+    directory: &Path,
+    empty: &[PathBuf],
+    user_attributes: bool,
+    mount: &dyn Fn(&Overlay<'_>) -> std::io::Result<OwnedFd>,
+) -> Result<Option<std::io::Error>, ImageError> {
     let path = directory.join(format!("{TEMPORARY_PREFIX}probe"));
     remove(&path)?;
     let (upper, work, below) = (path.join(UPPER), path.join(WORK), path.join("below"));
@@ -409,18 +449,21 @@ fn probe_overlay(directory: &Path, empty: &[PathBuf], user_attributes: bool) -> 
     let lower = [below, empty[0].clone()];
     let overlay = Overlay { lower: &lower, upper: Some((&upper, &work)), user_attributes, owners: None };
     // Some file systems take the mount and then no whiteout in it.
-    let result = overlay.mount().and_then(|mount| Ok(unlinkat(&mount, WORK, AtFlags::REMOVEDIR)?));
+    let result = mount(&overlay).and_then(|mount| Ok(unlinkat(&mount, WORK, AtFlags::REMOVEDIR)?));
     remove(&path)?;
-    match result {
-        Ok(()) => Ok(true),
-        Err(e) => {
-            tracing::warn!(
-                "{} takes no overlay mounts ({e}): every container gets a copy of its image; \
-                 a root directory on ext4, xfs or btrfs avoids that",
-                directory.display()
-            );
-            Ok(false)
+    Ok(result.err())
+}
+
+fn say_how(directory: &Path, refused: &std::io::Error, fuse: Option<&Path>) {
+    let (directory, mend) = (directory.display(), "a root directory on ext4, xfs or btrfs avoids that");
+    match fuse {
+        Some(_) => {
+            tracing::warn!("{directory} takes no overlay mounts ({refused}): fuse-overlayfs stacks layers; {mend}")
         }
+        None => tracing::warn!(
+            "{directory} takes no overlay mounts ({refused}): every container gets a copy of its image; install \
+             fuse-overlayfs, or {mend}"
+        ),
     }
 }
 

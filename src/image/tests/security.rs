@@ -1,5 +1,6 @@
 //! Attacks by the bytes of a layer; their numbers are those of SPECIFICATION.md.
 
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -242,6 +243,50 @@ async fn row_21_bombs_end_early() {
     attack("sparse", &Layer::new().pax(&sparse).file("f", "x").tar(), refused).await;
     let pax = vec![b'x'; 2 << 20];
     attack("pax", &Layer::new().pax(&[("comment", &pax)]).file("f", "x").tar(), refused).await;
+}
+
+/// Layers at the same time as each other, each of which would have the largest window that is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_21_windows_of_many_layers_do_not_add_up() {
+    const LAYERS: u32 = 3;
+    const ZEROS: usize = 66 << 20;
+    if !in_mount_namespace("security::row_21_windows_of_many_layers_do_not_add_up") {
+        return;
+    }
+    let scratch = Scratch::new("windows");
+    let store = scratch.store();
+    let mut layers = Vec::new();
+    for number in 0..LAYERS {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("an encoder");
+        encoder.window_log(26).expect("a window");
+        // A second frame is measured like the first.
+        let mut small = zstd::encode_all(&b""[..], 1).expect("a frame");
+        let mut tar = Layer::new().file("f", &number.to_string()).tar();
+        encoder.write_all(&tar).expect("memory");
+        tar.resize(tar.len() + ZEROS, 0);
+        encoder.write_all(&tar[tar.len() - ZEROS..]).expect("memory");
+        small.extend(encoder.finish().expect("a frame"));
+        layers.push((small, sha256(&tar)));
+    }
+    let before = memory("VmRSS");
+    std::fs::write("/proc/self/clear_refs", "5").expect("our own");
+    let mut tasks = tokio::task::JoinSet::new();
+    for (blob, diff_id) in layers {
+        let store = store.clone();
+        tasks.spawn(async move { store.layers().unpack(&blob[..], &descriptor(&blob), &diff_id, |_| ()).await });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no panic").expect("unpacked");
+    }
+    let grown = memory("VmHWM") - before;
+    assert!(grown < 96 << 10, "{grown} KiB for {LAYERS} layers, whose windows are 64 MiB each");
+}
+
+/// In KiB, of this process.
+fn memory(key: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("our own");
+    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("the kernel counts");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use super::support::*;
-use crate::image::{ImageErrorKind, MountPoint, Owners, Writes};
+use crate::image::{ImageErrorKind, ImageOptions, Images, MountPoint, Owners, Writes};
 use crate::sys::owners::IdRange;
 
 const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -231,18 +231,8 @@ async fn on_an_overlay_images_that_delete_files_are_unpacked_and_copied() {
         let image = three_layers(&good).await;
         listed(inside(&good.images().await.snapshot(KEY, &image, false).await.expect("a snapshot"), "."))
     };
-    let below = Scratch::new("below");
-    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| below.0.join(name));
-    for directory in [&lower, &upper, &work] {
-        std::fs::create_dir(directory).expect("made");
-    }
-    let scratch = Scratch::new("on-overlay");
-    let option = if in_user_namespace() { ",userxattr" } else { "" };
-    let dirs = [&lower, &upper, &work].map(|path| path.display().to_string());
-    let options = format!("lowerdir={},upperdir={},workdir={}{option}", dirs[0], dirs[1], dirs[2]);
-    let mount = |arguments: &[&str]| std::process::Command::new("mount").args(arguments).status().expect("mount(8)");
-    let at = scratch.0.to_str().expect("text");
-    assert!(mount(&["-t", "overlay", "overlay", "-o", &options, at]).success());
+    let (below, scratch) = (Scratch::new("below"), Scratch::new("on-overlay"));
+    mount_overlay_at(&scratch, &below);
     {
         let image = three_layers(&scratch).await;
         let images = scratch.images().await;
@@ -266,7 +256,88 @@ async fn on_an_overlay_images_that_delete_files_are_unpacked_and_copied() {
         let names: Vec<_> = found.iter().map(|line| line.split(' ').next().unwrap_or_default()).collect();
         assert_eq!(names, ["a", "b", "b/.wh..wh..opq", "b/c"]);
     }
-    assert!(std::process::Command::new("umount").arg(at).status().expect("umount(8)").success());
+    unmount(&scratch);
+}
+
+/// Puts the directory on an overlay: on none other can one be mounted.
+fn mount_overlay_at(scratch: &Scratch, below: &Scratch) {
+    let dirs = ["lower", "upper", "work"].map(|name| below.0.join(name));
+    dirs.iter().for_each(|directory| std::fs::create_dir(directory).expect("made"));
+    let [lower, upper, work] = dirs.map(|path| path.display().to_string());
+    let option = if in_user_namespace() { ",userxattr" } else { "" };
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}{option}");
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(&scratch.0);
+    assert!(mount.status().expect("mount(8)").success());
+}
+
+fn unmount(scratch: &Scratch) {
+    assert!(std::process::Command::new("umount").arg(&scratch.0).status().expect("umount(8)").success());
+}
+
+/// Programs of the name that run below this process.
+fn children(name: &str) -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").expect("our own").flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let pids: Vec<String> = lists.flat_map(|l| l.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let is_named =
+        |pid: &&String| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name);
+    pids.iter().filter(is_named).count()
+}
+
+#[tokio::test]
+async fn where_the_kernel_stacks_no_layers_fuse_overlayfs_does_and_ends_with_the_mount() {
+    if !in_mount_namespace("snapshots::where_the_kernel_stacks_no_layers_fuse_overlayfs_does_and_ends_with_the_mount") {
+        return;
+    }
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        eprintln!("not tried: /dev/fuse: {error}");
+        return;
+    }
+    let good = Scratch::new("fuse-good");
+    let expected = {
+        let image = three_layers(&good).await;
+        listed(inside(&good.images().await.snapshot(KEY, &image, false).await.expect("a snapshot"), "."))
+    };
+    let (below, scratch) = (Scratch::new("fuse-below"), Scratch::new("fuse-on-overlay"));
+    mount_overlay_at(&scratch, &below);
+    {
+        let program = Some("fuse-overlayfs".into());
+        let open = || Images::open(ImageOptions { fuse_overlayfs: program.clone(), ..scratch.options() });
+        let image = three_layers(&scratch).await;
+        let images = open().await.expect("the service");
+        assert!(!images.has_overlay() && images.has_fuse(), "the program works here");
+        let snapshot = images.snapshot(KEY, &image, false).await.expect("a snapshot");
+        assert_eq!(listed(inside(&snapshot, ".")), expected);
+        std::fs::write(inside(&snapshot, "etc/written"), "x").expect("written");
+        let upper = snapshot.upper.clone().expect("it can be written");
+        assert_eq!(std::fs::read_to_string(upper.join("etc/written")).expect("in the upper layer only"), "x");
+        assert!(!scratch.0.join("images/snapshots").join(KEY).join("rootfs").exists(), "nothing is copied");
+        // The mount goes on without the service, is found again, and ends with its last holder.
+        drop(images);
+        assert_eq!(std::fs::read_to_string(inside(&snapshot, "etc/written")).expect("read"), "x");
+        drop(snapshot);
+        let images = open().await.expect("the service");
+        let again = images.snapshot(KEY, &image, false).await.expect("the same");
+        assert_eq!(std::fs::read_to_string(inside(&again, "etc/written")).expect("read"), "x");
+        let point = MountPoint { path: "/new/point".to_owned(), is_directory: true };
+        let sealed = images.read_only_snapshot("sealed", &image, vec![point]).await.expect("a snapshot");
+        assert!(inside(&sealed, "new/point").is_dir());
+        assert!(std::fs::write(inside(&sealed, "etc/written"), "x").is_err(), "it is read-only");
+        drop((again, sealed));
+        let begun = std::time::Instant::now();
+        while children("fuse-overlayfs") > 0 {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(20), "the program ends with its mounts");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        images.remove_snapshot(KEY).await.expect("removed");
+        // A program that is none, or not there, is not used.
+        for none in ["/bin/true", "/nowhere/fuse-overlayfs"] {
+            let options = ImageOptions { fuse_overlayfs: Some(none.into()), ..scratch.options() };
+            assert!(!Images::open(options).await.expect("the service").has_fuse(), "{none}");
+        }
+    }
+    unmount(&scratch);
 }
 
 /// The figure of ImageFsInfo is kept, never counted: here it is counted, by looking at every file.

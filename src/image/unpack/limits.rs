@@ -10,8 +10,8 @@ const RATIO: u64 = 100;
 const PLAIN_LIMIT_BYTES: u64 = 64 << 30;
 /// Size of one file, holes included.
 const FILE_LIMIT_BYTES: u64 = 1 << 40;
-/// Entries of a layer.
-const ENTRY_LIMIT: u64 = 4_000_000;
+/// Entries of a layer. Memory does not grow with them.
+const ENTRY_LIMIT: u64 = 10_000_000;
 
 /// A path of an entry, the longest the kernel takes in one call; it bounds the depth too.
 pub const PATH_LIMIT_BYTES: usize = 4095;

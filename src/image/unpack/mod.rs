@@ -7,6 +7,7 @@ mod attributes;
 pub mod entries;
 pub mod error;
 mod extract;
+mod frames;
 pub mod header;
 mod limits;
 mod path;
@@ -15,6 +16,7 @@ pub mod recipe;
 mod sparse;
 pub mod stream;
 mod tree;
+mod windows;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -20,7 +20,7 @@ use super::error::{UnpackError, quoted};
 use super::path::LayerPath;
 use super::tree::{LayerTree, OpaqueMark};
 
-/// Bytes of a recipe on disk: far more than four million entries need.
+/// Bytes of a recipe on disk: what ten million entries need.
 const RECIPE_LIMIT_BYTES: u64 = 256 << 20;
 /// Bytes of the tar in one piece, and what is copied of a file at once.
 const PIECE_BYTES: usize = 64 << 10;

@@ -1,6 +1,7 @@
 //! The road of a layer's bytes: async reader -> bounded channel -> [`Wire`] (counts, hashes) -> [`Plain`]
 //! (decompresses, counts, hashes). What is checked is what is unpacked: there is one pass and one copy.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -9,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
 use super::error::UnpackError;
+use super::frames::Frames;
 use super::limits;
 use crate::image::digest::{Algorithm, Digest};
 use crate::image::hasher::Hasher;
@@ -17,8 +19,6 @@ use crate::image::hasher::Hasher;
 const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks that wait in the channel.
 const CHUNKS: usize = 8;
-/// Largest zstd window (64 MiB, as the other runtimes take); a frame that wants more is refused.
-const ZSTD_WINDOW_LOG_LIMIT: u32 = 26;
 
 /// What the async side says.
 pub enum Piece {
@@ -28,6 +28,17 @@ pub enum Piece {
     End,
     /// The source failed.
     Failed(io::Error),
+}
+
+impl Piece {
+    /// None: there are no more.
+    fn into_bytes(self) -> Result<Option<Bytes>, UnpackError> {
+        match self {
+            Self::Data(bytes) => Ok(Some(bytes)),
+            Self::End => Ok(None),
+            Self::Failed(e) => Err(UnpackError::Source(e)),
+        }
+    }
 }
 
 /// A bounded channel from [`pump`] to [`Wire`].
@@ -76,12 +87,7 @@ pub enum Source {
 impl Source {
     fn next(&mut self) -> Result<Option<Bytes>, UnpackError> {
         match self {
-            Self::Channel(pieces) => match pieces.blocking_recv() {
-                Some(Piece::Data(bytes)) => Ok(Some(bytes)),
-                Some(Piece::End) => Ok(None),
-                Some(Piece::Failed(e)) => Err(UnpackError::Source(e)),
-                None => Err(UnpackError::Stopped),
-            },
+            Self::Channel(pieces) => pieces.blocking_recv().ok_or(UnpackError::Stopped)?.into_bytes(),
             Self::File(file) => {
                 let mut bytes = vec![0; CHUNK_BYTES];
                 let count = file.read(&mut bytes).map_err(UnpackError::Source)?;
@@ -104,6 +110,8 @@ pub struct Claim {
 /// The blob as it came: counted, hashed, and never read past its claimed size.
 pub struct Wire {
     source: Source,
+    /// Taken from the source, not looked at: what the channel holds at most.
+    ahead: VecDeque<Piece>,
     chunk: Bytes,
     ended: bool,
     count: u64,
@@ -115,12 +123,16 @@ impl Wire {
     /// Reads `source`, which must be what `claim` says.
     pub fn new(source: Source, claim: Option<Claim>) -> Self {
         let hasher = claim.as_ref().map(|claim| Hasher::new(claim.digest.algorithm()));
-        Self { source, chunk: Bytes::new(), ended: false, count: 0, hasher, claim }
+        Self { source, ahead: VecDeque::new(), chunk: Bytes::new(), ended: false, count: 0, hasher, claim }
     }
 
     fn refill(&mut self) -> Result<(), UnpackError> {
         while self.chunk.is_empty() && !self.ended {
-            let Some(bytes) = self.source.next()? else {
+            let next = match self.ahead.pop_front() {
+                Some(piece) => piece.into_bytes(),
+                None => self.source.next(),
+            };
+            let Some(bytes) = next? else {
                 self.ended = true;
                 return Ok(());
             };
@@ -136,8 +148,20 @@ impl Wire {
         Ok(())
     }
 
+    /// Whether whoever sent the bytes has gone before their end: nobody wants what comes of them.
+    pub fn is_abandoned(&mut self) -> bool {
+        let Source::Channel(pieces) = &mut self.source else { return false };
+        if self.ended || !pieces.is_closed() {
+            return false;
+        }
+        while let Ok(piece) = pieces.try_recv() {
+            self.ahead.push_back(piece);
+        }
+        !matches!(self.ahead.back(), Some(Piece::End | Piece::Failed(_)))
+    }
+
     /// The bytes at the front, up to `wanted` of them if the blob is that long, without taking them.
-    fn peek(&mut self, wanted: usize) -> Result<&[u8], UnpackError> {
+    pub fn peek(&mut self, wanted: usize) -> Result<&[u8], UnpackError> {
         self.refill()?;
         while self.chunk.len() < wanted && !self.ended {
             let front = std::mem::take(&mut self.chunk);
@@ -192,7 +216,7 @@ impl BufRead for Wire {
 
 enum Decoder {
     Gzip(Box<MultiGzDecoder<Wire>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, Wire>>),
+    Zstd(Box<Frames>),
     Plain(Box<Wire>),
 }
 
@@ -204,9 +228,7 @@ impl Decoder {
             [0x1f, 0x8b, ..] => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(wire)))),
             // A frame, or a skippable frame as zstd:chunked has them.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(wire)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG_LIMIT)?;
-                Ok(Self::Zstd(Box::new(decoder)))
+                Ok(Self::Zstd(Box::new(Frames::new(wire)?)))
             }
             b"\xfd7zXZ\0" | [b'B', b'Z', b'h', ..] => {
                 Err(UnpackError::Malformed("it is compressed with xz or bzip2: gzip, zstd and plain are taken".into()))
@@ -218,7 +240,7 @@ impl Decoder {
     fn wire(&self) -> &Wire {
         match self {
             Self::Gzip(decoder) => decoder.get_ref(),
-            Self::Zstd(decoder) => decoder.get_ref(),
+            Self::Zstd(frames) => frames.wire(),
             Self::Plain(wire) => wire,
         }
     }
@@ -226,7 +248,7 @@ impl Decoder {
     fn into_wire(self) -> Wire {
         match self {
             Self::Gzip(decoder) => decoder.into_inner(),
-            Self::Zstd(decoder) => decoder.finish(),
+            Self::Zstd(frames) => frames.into_wire(),
             Self::Plain(wire) => *wire,
         }
     }
@@ -234,7 +256,7 @@ impl Decoder {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Gzip(decoder) => decoder.read(buffer),
-            Self::Zstd(decoder) => decoder.read(buffer),
+            Self::Zstd(frames) => frames.read(buffer),
             Self::Plain(wire) => wire.read(buffer),
         }
     }

@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::NodeKind;
 use super::places::nearest_existing;
+use crate::config::FUSE_OVERLAYFS;
 use crate::rootless::made::write_maps;
 use crate::rootless::subordinate::User;
 use crate::sys::namespace::Namespace;
-use crate::sys::{sealed, trial};
+use crate::sys::overlay::Overlay;
+use crate::sys::{fuse, sealed, trial};
 
 /// For everything together.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,8 +67,15 @@ const NODE: Words = (
 const OVERLAY: Words = (
     "overlay",
     "layers are stacked by the kernel",
-    "every container gets a copy of its image, which takes its time and its place on the disk",
+    "layers are stacked by fuse-overlayfs if it works, else every container gets a copy of its image, which takes its time and place",
     "sudo modprobe overlay; give --root a directory on ext4, xfs, btrfs or tmpfs (not on overlay, NFS or FUSE)",
+    false,
+);
+const FUSE: Words = (
+    "fuse-overlayfs",
+    "it stacks layers, since the kernel does not",
+    "every container gets a copy of its image, which takes its time and its place on the disk",
+    "apt-get install fuse-overlayfs, and let this user open /dev/fuse; or mend the overlay",
     false,
 );
 const PLACE: Words = (
@@ -182,25 +191,40 @@ fn hear_of_mapping(socket: &mut UnixStream) -> io::Result<()> {
 
 fn file_systems(place: &Path, kind: NodeKind) -> Vec<Step> {
     let directory = place.join(format!(".cricket-check-{}", std::process::id()));
-    let names = ["", "lower", "upper", "work"];
+    let names = ["", "lower", "upper", "work", "fuse-upper", "fuse-work"];
     let made = names.iter().try_for_each(|name| fs::create_dir(directory.join(name)));
     if let Err(error) = made {
         return vec![Step::new(PLACE, Err(named(&directory.display().to_string(), error)))];
     }
     let overlay = overlay(&directory, kind);
+    let fused = overlay.is_err().then(|| fuse_overlay(&directory));
     let whiteout = mknodat(CWD, directory.join("upper/gone"), FileType::CharacterDevice, Mode::empty(), 0);
     // What is left of it would be a directory with a dot, four entries and no harm; the next lines tell of errors.
     let _ = fs::remove_dir_all(&directory);
-    vec![Step::new(OVERLAY, overlay), Step::new(WHITEOUT, whiteout.map_err(Into::into))]
+    let mut steps = vec![Step::new(OVERLAY, overlay), Step::new(WHITEOUT, whiteout.map_err(Into::into))];
+    steps.splice(1..1, fused.map(|result| Step::new(FUSE, result)));
+    steps
 }
 
 /// A detached overlay, as a container's, in which a file of the lower layer is written.
 fn overlay(directory: &Path, kind: NodeKind) -> io::Result<()> {
     let [lower, upper, work] = ["lower", "upper", "work"].map(|name| directory.join(name));
     fs::write(lower.join("file"), "below")?;
-    let mounted = mount_overlay(&lower, &upper, &work, kind)?;
-    let file = openat(&mounted, "file", OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC, Mode::empty())?;
+    write_through(&mount_overlay(&lower, &upper, &work, kind)?, &upper)
+}
+
+/// The same by the program.
+fn fuse_overlay(directory: &Path) -> io::Result<()> {
+    let [lower, upper, work] = ["lower", "fuse-upper", "fuse-work"].map(|name| directory.join(name));
+    let stack = Overlay { lower: &[lower], upper: Some((&upper, &work)), user_attributes: true, owners: None };
+    write_through(&fuse::mount(Path::new(FUSE_OVERLAYFS), &stack)?, &upper)
+}
+
+fn write_through(mounted: &OwnedFd, upper: &Path) -> io::Result<()> {
+    let file = openat(mounted, "file", OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, b" and above")?;
+    // A program may keep what is written until then.
+    drop(file);
     match fs::read_to_string(upper.join("file"))?.as_str() {
         "below and above" => Ok(()),
         other => Err(io::Error::other(format!("a copied-up file holds {other:?}"))),

@@ -5,9 +5,13 @@ use std::process::{Child, Command, Stdio};
 
 use super::{Node, eventually, provision, succeed, text};
 
+/// Starts programs, at the host or in a node.
+type Place = Box<dyn Fn(&[&str]) -> Command>;
+
 /// A running registry. Dropping it ends it.
 pub struct Registry {
     process: Child,
+    place: Place,
     /// `127.0.0.1:PORT`.
     pub address: String,
     /// `user:secret`, where it asks for that.
@@ -32,15 +36,29 @@ impl Registry {
         Self::start_with(node, Some(LOGIN)).await
     }
 
+    /// Starts one in the node, which must be there, at its loopback address, and tells nobody.
+    pub async fn start_inside(node: &Node) -> Self {
+        Self::start_at(node, node.enter(), "registry-inside", None).await
+    }
+
     async fn start_with(node: &Node, login: Option<&'static str>) -> Self {
-        let dir = node.dir.join("registry");
-        let mut command = Command::new(provision("scripts/registry"));
-        let process = command.arg(&dir).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("bash");
-        let file = dir.join("address");
-        let address = eventually("the registry listens", || std::fs::read_to_string(&file).ok()).await;
-        let registry = Self { process, address: address.trim().to_owned(), login };
+        let here = |words: &[&str]| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            command
+        };
+        let registry = Self::start_at(node, Box::new(here), "registry", login).await;
         registry.serve_as(node, &registry.address);
         registry
+    }
+
+    async fn start_at(node: &Node, place: Place, name: &str, login: Option<&'static str>) -> Self {
+        let (dir, script) = (node.dir.join(name), provision("scripts/registry"));
+        let mut command = place(&[&script.to_string_lossy(), &dir.to_string_lossy()]);
+        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("bash");
+        let file = dir.join("address");
+        let address = eventually("the registry listens", || std::fs::read_to_string(&file).ok()).await;
+        Self { process, place, address: address.trim().to_owned(), login }
     }
 
     /// Writes the mirror rule by which `host`'s images come from here.
@@ -60,8 +78,9 @@ impl Registry {
     /// Pushes the image of an archive, and answers the name by which it can be pulled.
     pub fn push_archive(&self, archive: &Path, repository: &str) -> String {
         let name = format!("{}/{repository}", self.address);
-        let mut command = Command::new(provision("scripts/push"));
-        command.arg(archive).arg(&name).envs(self.login.map(|login| ("PUSH_LOGIN", login)));
+        let script = provision("scripts/push");
+        let mut command = (self.place)(&[&script.to_string_lossy(), &archive.to_string_lossy(), &name]);
+        command.envs(self.login.map(|login| ("PUSH_LOGIN", login)));
         let output = succeed(&mut command);
         assert!(text(&output.stdout).contains("sha256:"), "scripts/push says the digest");
         name

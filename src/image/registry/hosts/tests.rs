@@ -51,6 +51,15 @@ fn without_a_server_the_name_itself_is_asked() {
 }
 
 #[test]
+fn a_key_says_whose_network_a_host_is_dialled_in() {
+    let hosts = parsed("127.0.0.1:5000", "network = \"host\"\n[host.\"http://10.85.0.9:80\"]\nnetwork = \"node\"\n");
+    let networks: Vec<_> = hosts.expect("hosts").iter().map(|host| host.network).collect();
+    assert_eq!(networks, [Some(DialNetwork::Node), Some(DialNetwork::Host)]);
+    assert_eq!(parsed("127.0.0.1:5000", "").expect("hosts")[0].network, None);
+    assert!(parsed("reg.io", "network = \"moon\"").is_err());
+}
+
+#[test]
 fn certificates_headers_and_times_are_read_in_all_their_spellings() {
     let text = r#"
         ca = "ca.pem"
