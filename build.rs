@@ -13,6 +13,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .generate_default_stubs(true)
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
         .message_attribute(".runtime.v1", "#[serde(default)]")
+        // Answers that are put together from encoded items.
+        .extern_path(".runtime.v1.ListContainersResponse", "crate::proto::lists::ListContainersResponse")
+        .extern_path(".runtime.v1.ListPodSandboxResponse", "crate::proto::lists::ListPodSandboxResponse")
         .compile_fds(descriptors)?;
 
     println!("cargo:rerun-if-changed=rootfs");

@@ -2,8 +2,11 @@
 
 #![allow(missing_docs, clippy::all)]
 
+pub mod lists;
+
 /// CRI v1, as kubelets and crictl speak it.
 pub mod cri {
+    pub use super::lists::{ListContainersResponse, ListPodSandboxResponse};
     tonic::include_proto!("runtime.v1");
 }
 

@@ -7,6 +7,7 @@
 mod account;
 mod memory;
 mod node;
+mod peers;
 mod pods;
 mod stages;
 mod table;
@@ -20,6 +21,7 @@ use cricket::proto::cri;
 
 use account::Account;
 use node::Node;
+use peers::Beside;
 use table::Table;
 
 /// What is measured, and how often.
@@ -62,6 +64,10 @@ impl Args {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
+    if std::env::args().nth(1).as_deref() == Some("beside") {
+        peers::compare(&Beside::parse_from(std::env::args().skip(1))).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let args = Args::parse();
     // Orphans of the daemon become our children, so that no CPU time is lost with them.
     account::adopt_orphans()?;

@@ -61,6 +61,19 @@ impl Node {
         Ok(node)
     }
 
+    /// A daemon that somebody else has started and ends; only requests are made.
+    pub fn of_other(socket: &Path, directory: &Path) -> Self {
+        let place = Place { binary: PathBuf::new(), directory: directory.to_owned(), state: PathBuf::new() };
+        Self {
+            daemon: 0,
+            runtime: RuntimeServiceClient::new(dial(socket.to_owned())).max_decoding_message_size(MESSAGE_LIMIT),
+            network: cri::NamespaceMode::Pod,
+            seccomp: cri::security_profile::ProfileType::RuntimeDefault,
+            image: String::new(),
+            place,
+        }
+    }
+
     async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
@@ -148,11 +161,14 @@ impl Place {
     }
 
     fn dial(&self) -> Channel {
-        let socket = self.socket();
-        let connect = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-        });
-        Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect)
+        dial(self.socket())
     }
+}
+
+fn dial(socket: PathBuf) -> Channel {
+    let connect = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect)
 }

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use cricket::proto::cri;
+use futures_util::StreamExt;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use super::node::Node;
 
@@ -12,6 +15,9 @@ use super::node::Node;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often is looked whether it has: seldom, for the daemon pays for the answer.
 const GLANCE: Duration = Duration::from_millis(250);
+
+/// Of remotecommand.
+const STDOUT: u8 = 1;
 
 /// A pod that runs.
 pub struct Pod {
@@ -105,6 +111,34 @@ impl Node {
         if answer.exit_code != 0 {
             bail!("ExecSync {command:?}: exit code {}", answer.exit_code);
         }
+        Ok(())
+    }
+
+    /// Exec, over WebSocket: `cat` of a file of as many bytes, which is made before.
+    pub async fn stream(&self, id: &str, bytes: u64) -> anyhow::Result<()> {
+        let make = format!("[ -e /big ] || head -c {bytes} /dev/zero >/big");
+        self.exec(id, &["sh", "-c", &make]).await?;
+        let request = cri::ExecRequest {
+            container_id: id.to_owned(),
+            cmd: ["cat", "/big"].map(str::to_owned).to_vec(),
+            stdout: true,
+            ..Default::default()
+        };
+        let url = self.runtime.clone().exec(request).await.context("Exec")?.into_inner().url;
+        let mut request = url.replace("http://", "ws://").into_client_request()?;
+        request.headers_mut().insert("sec-websocket-protocol", "v4.channel.k8s.io".parse()?);
+        let authority = request.uri().authority().context("an authority")?.to_string();
+        let socket = tokio::net::TcpStream::connect(authority).await.context("dialling the session")?;
+        let mut session = tokio_tungstenite::client_async(request, socket).await.context("upgrading")?.0;
+        let mut received = 0;
+        while let Some(Ok(message)) = session.next().await {
+            match message {
+                Message::Binary(piece) if piece.first() == Some(&STDOUT) => received += piece.len() as u64 - 1,
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        anyhow::ensure!(received == bytes, "{received} of {bytes} bytes arrived");
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use super::pods::Pod;
 use super::table::Table;
 
 /// A container that stays.
-const SLEEP: [&str; 2] = ["sleep", "100000"];
+pub const SLEEP: [&str; 2] = ["sleep", "100000"];
 /// Calls of a list, for one figure.
 const LISTS: u32 = 200;
 /// How long the node is watched at rest.

@@ -25,7 +25,7 @@ use crate::pod::name::{Answered, Answers, ContainerName};
 use crate::pod::queue::{self, Job, Phase, PodJob, PodStanding, Verdict, Wish};
 use crate::pod::record::{ContainerRecord, PodRecord};
 use crate::pod::table::PodSlot;
-use crate::pod::view::PodView;
+use crate::pod::view::{Listed, PodView};
 use crate::pod::{sandbox, update};
 use crate::proto::cri::{self, ContainerEventType};
 use crate::proto::supervisor as wire;
@@ -523,6 +523,7 @@ impl Driver {
             ready: self.ready,
             supervisor: self.supervisor.clone(),
             containers: containers.collect(),
+            listed: Listed::default(),
         })
     }
 

@@ -9,7 +9,7 @@ use crate::pod::events::now;
 use crate::pod::name::{Answers, ContainerName};
 use crate::pod::queue::{Job, Phase, Standing};
 use crate::pod::record::{ContainerRecord, Layout};
-use crate::pod::view::ContainerView;
+use crate::pod::view::{ContainerView, Listed};
 use crate::proto::supervisor as wire;
 use crate::store;
 
@@ -93,6 +93,7 @@ impl Member {
             started_at: self.started_at,
             exit: self.exit.clone(),
             log_trouble: self.log_trouble.clone(),
+            listed: Listed::default(),
         })
     }
 

@@ -57,6 +57,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::Instrument;
 
@@ -70,9 +71,9 @@ use crate::pod::name::{Answered, ContainerName, PodName};
 use crate::pod::queue::Wish;
 use crate::pod::table::{PodSlot, Table};
 use crate::pod::view::PodView;
-use crate::proto::cri;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
+use crate::proto::{cri, lists};
 use crate::rootless::Node;
 use crate::store::PodId;
 use crate::sys::crash::Point;
@@ -219,6 +220,12 @@ impl Pods {
         })
     }
 
+    /// From memory, as an answer's bytes.
+    pub fn encoded_pod_sandboxes(&self, filter: Option<&cri::PodSandboxFilter>) -> Bytes {
+        let views = self.context.table.views();
+        lists::concatenate(views.iter().filter(|view| filter.is_none_or(|f| view.matches(f))).map(|view| view.listed()))
+    }
+
     /// From memory.
     pub fn list_pod_sandbox(&self, filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
         let views = self.context.table.views();
@@ -288,6 +295,13 @@ impl Pods {
         let (_, _, container) = self.context.table.container(id)?;
         let info = if verbose { container.info() } else { HashMap::new() };
         Ok(cri::ContainerStatusResponse { status: Some(container.status()), info })
+    }
+
+    /// From memory, as an answer's bytes.
+    pub fn encoded_containers(&self, filter: Option<&cri::ContainerFilter>) -> Bytes {
+        let views = self.context.table.views();
+        let containers = views.iter().flat_map(|view| view.containers.values());
+        lists::concatenate(containers.filter(|c| filter.is_none_or(|f| c.matches(f))).map(|c| c.listed()))
     }
 
     /// From memory.

@@ -1,13 +1,15 @@
 //! How pods and containers look to clients: published by each pod's task, read by lists and statuses from memory.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
 
 use crate::executor::client::Supervisor;
 use crate::pod::queue::Phase;
 use crate::pod::record::{ContainerRecord, PodRecord};
 use crate::pod::signal;
-use crate::proto::{cri, supervisor as wire};
+use crate::proto::{cri, lists, supervisor as wire};
 use crate::store::ContainerId;
 
 /// A pod at one moment.
@@ -18,6 +20,7 @@ pub(crate) struct PodView {
     /// None: it is gone.
     pub(crate) supervisor: Option<Supervisor>,
     pub(crate) containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+    pub(crate) listed: Listed,
 }
 
 /// A container at one moment.
@@ -29,7 +32,12 @@ pub(crate) struct ContainerView {
     pub(crate) exit: Option<Arc<wire::ContainerExit>>,
     /// Why its log cannot be written; empty: it can.
     pub(crate) log_trouble: String,
+    pub(crate) listed: Listed,
 }
+
+/// A view's item of a list, encoded when the first list asks for it. A view never changes, so this never gets old.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Listed(OnceLock<Bytes>);
 
 impl PodView {
     fn state(&self) -> cri::PodSandboxState {
@@ -48,6 +56,11 @@ impl PodView {
             annotations: config.annotations.clone(),
             runtime_handler: self.record.handler.clone(),
         }
+    }
+
+    /// The same as bytes.
+    pub(crate) fn listed(&self) -> &Bytes {
+        self.listed.0.get_or_init(|| lists::encode(&self.item()))
     }
 
     /// For PodSandboxStatus and events.
@@ -127,6 +140,11 @@ impl ContainerView {
             annotations: config.annotations.clone(),
             image_id: self.record.image_id.clone(),
         }
+    }
+
+    /// The same as bytes.
+    pub(crate) fn listed(&self) -> &Bytes {
+        self.listed.0.get_or_init(|| lists::encode(&self.item()))
     }
 
     /// For ContainerStatus and events.

@@ -10,5 +10,5 @@ pub async fn list_containers(
     services: &Services,
     request: ListContainersRequest,
 ) -> Result<ListContainersResponse, Status> {
-    Ok(ListContainersResponse { containers: services.pods()?.list_containers(request.filter.as_ref()) })
+    Ok(ListContainersResponse::encoded(services.pods()?.encoded_containers(request.filter.as_ref())))
 }

@@ -10,5 +10,5 @@ pub async fn list_pod_sandbox(
     services: &Services,
     request: ListPodSandboxRequest,
 ) -> Result<ListPodSandboxResponse, Status> {
-    Ok(ListPodSandboxResponse { items: services.pods()?.list_pod_sandbox(request.filter.as_ref()) })
+    Ok(ListPodSandboxResponse::encoded(services.pods()?.encoded_pod_sandboxes(request.filter.as_ref())))
 }
