@@ -70,7 +70,8 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     place.systemctl(&["daemon-reload"])?;
     place.systemctl(&[&["enable", "--quiet"], enabled.as_slice()].concat())?;
     if !args.no_start {
-        // The socket first: the service would bind it.
+        // A socket is not begun while its service runs, and the service would bind it: one after the other.
+        place.systemctl(&["stop", SERVICE])?;
         enabled.reverse();
         place.systemctl(&[&["restart"], enabled.as_slice()].concat())?;
         println!("{SERVICE} runs; its log: {}", place.log_command());

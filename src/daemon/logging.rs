@@ -1,19 +1,23 @@
-//! The daemon's log: lines to standard error, with times where no journal adds them.
+//! The daemon's log: entries with fields where standard error is systemd's journal, else lines to standard error.
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
-/// Set by systemd where standard error is the journal.
-const JOURNAL_VARIABLE: &str = "JOURNAL_STREAM";
+use super::journal::{self, Journal};
 
 /// Starts logging; what panics is logged too, with its place. Twice is once.
 pub fn start(filter: &str) {
     let filter = EnvFilter::try_new(ours_only(filter)).unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    let journal = journal::is_standard_error().then(Journal::connect).flatten();
     // An error means that a subscriber is there already: the one that counts.
-    let _ = match std::env::var_os(JOURNAL_VARIABLE) {
-        Some(_) => builder.without_time().try_init(),
-        None => builder.try_init(),
+    let _ = match journal {
+        Some(journal) => tracing_subscriber::registry().with(filter).with(journal).try_init().is_ok(),
+        None => {
+            let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+            lines.with_ansi(ansi).try_init().is_ok()
+        }
     };
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

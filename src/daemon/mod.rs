@@ -11,6 +11,7 @@
 
 mod directories;
 mod guard;
+mod journal;
 mod logging;
 mod network;
 mod observer;

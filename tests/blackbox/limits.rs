@@ -1,12 +1,12 @@
 //! Limits of cgroup v2, in the kernel's own files and by what happens to those who exceed them; and where cgroups are made.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cricket::proto::cri;
 use tonic::Code;
 
-use crate::node::{Node, cgroups, container, eventually, log_lines, pod, succeed, text};
+use crate::node::{Node, cgroups, container, eventually, eventually_async, log_lines, pod, succeed, text};
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 const MEMORY_BYTES: i64 = 64 << 20;
@@ -194,9 +194,145 @@ async fn a_pod_without_a_parent_has_its_cgroup_below_crickets_and_a_log_line_com
     assert_eq!(log_lines(&node.log_of("own", "main"))[0].content, "0::/");
     assert_eq!(cgroups::of(&base, &pod), base.join("cricket").join(&pod));
     // Everything but the daemon is in leaves of the node or of the pod.
-    let said = succeed(&mut node.cricket(["enter", "--", "cat", "/proc/self/cgroup"]));
-    assert_eq!(text(&said.stdout), "0::/node\n", "{}", text(&said.stderr));
+    if !rustix::process::geteuid().is_root() {
+        let said = succeed(&mut node.cricket(["enter", "--", "cat", "/proc/self/cgroup"]));
+        assert_eq!(text(&said.stdout), "0::/node\n", "{}", text(&said.stderr));
+    }
     node.remove_pod(&pod).await;
     assert!(!base.join("cricket").join(&pod).exists());
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn limits_of_a_running_container_are_changed_in_the_kernel_and_hold() {
+    let Some(base) = cgroups::base_or_skip("resize") else { return };
+    let mut node = Node::start().await;
+    node.load("busybox");
+    let first = cri::LinuxContainerResources { cpu_period: 100_000, cpu_quota: 50_000, ..memory(MEMORY_BYTES) };
+    let pod_config = pod(&node, "resized");
+    let pod = node.run_pod(&pod_config).await;
+    let id = node.start_container(&pod, limited(&IDLE, first), &pod_config).await;
+    let cgroup = cgroups::of(&base, &id);
+    let change = cri::LinuxContainerResources {
+        cpu_quota: 80_000,
+        cpu_shares: 2048,
+        cpuset_cpus: "0".to_owned(),
+        unified: [("pids.max".to_owned(), "100".to_owned())].into(),
+        ..memory(MEMORY_BYTES * 8)
+    };
+    update(&node, &id, change).await.expect("UpdateContainerResources");
+    let expected = [
+        ("memory.max", (MEMORY_BYTES * 8).to_string()),
+        ("memory.swap.max", "0".to_owned()),
+        ("cpu.max", "80000 100000".to_owned()),
+        ("cpuset.cpus", "0".to_owned()),
+        ("cpuset.cpus.effective", "0".to_owned()),
+        ("pids.max", "100".to_owned()),
+    ];
+    let assert_files =
+        || expected.iter().for_each(|(file, value)| assert_eq!(&cgroups::read(&cgroup, file), value, "{file}"));
+    assert_files();
+    let inside = node.exec(&id, &GREEDY, 300).await.expect("ExecSync");
+    assert_eq!(inside.exit_code, 0, "there is room for it now: {}", text(&inside.stderr));
+
+    // What the kernel refuses changes nothing.
+    let refused = cri::LinuxContainerResources { cpuset_cpus: "4000".to_owned(), ..memory(MEMORY_BYTES * 4) };
+    update(&node, &id, refused).await.expect_err("there are not so many processors");
+    assert_files();
+    node.kill_daemon();
+    node.serve();
+    node.wait_until_ready().await;
+    assert_files();
+    let told = node.container_status(&id).await.resources.and_then(|resources| resources.linux).expect("resources");
+    assert_eq!((told.cpu_quota, told.memory_limit_in_bytes), (80_000, MEMORY_BYTES * 8));
+    node.remove_pod(&pod).await;
+    node.stop_and_account().await;
+}
+
+async fn update(node: &Node, id: &str, change: cri::LinuxContainerResources) -> Result<(), tonic::Status> {
+    let request =
+        cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(change), ..Default::default() };
+    node.runtime().await.update_container_resources(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn who_may_swap_swaps_instead_of_being_killed() {
+    let Some(base) = cgroups::base_or_skip("swap") else { return };
+    if fs::read_to_string("/proc/swaps").is_ok_and(|table| table.lines().count() < 2) {
+        return eprintln!("swap: skipped: this machine has no swap; that of `scripts/vm` has");
+    }
+    let node = Node::start().await;
+    node.load("busybox");
+    let wish = cri::LinuxContainerResources { memory_swap_limit_in_bytes: MEMORY_BYTES * 4, ..memory(MEMORY_BYTES) };
+    let pod_config = pod(&node, "swapping");
+    let pod = node.run_pod(&pod_config).await;
+    // 96 MiB, which stay in a variable.
+    let script = "held=$(head -c 96000000 /dev/zero | tr '\\0' x); echo held; sleep 1000";
+    let id = node.start_container(&pod, limited(&["sh", "-c", script], wish), &pod_config).await;
+    let cgroup = cgroups::of(&base, &id);
+    assert_eq!(cgroups::read(&cgroup, "memory.swap.max"), (MEMORY_BYTES * 3).to_string());
+    let log = node.log_of("swapping", "main");
+    eventually("it holds more than its memory", || (log.exists() && !log_lines(&log).is_empty()).then_some(())).await;
+    let swapped: u64 = cgroups::read(&cgroup, "memory.swap.current").parse().expect("a number");
+    assert!(swapped > 0, "it lives with less memory than it holds");
+    let told = stats(&node, &id).await.swap.and_then(|swap| swap.swap_usage_bytes).expect("swap").value;
+    assert!(told > 0 && told.abs_diff(swapped) <= swapped / 2, "{told} of {swapped}");
+    node.remove_pod(&pod).await;
+    node.stop_and_account().await;
+}
+
+async fn stats(node: &Node, id: &str) -> cri::ContainerStats {
+    let request = cri::ContainerStatsRequest { container_id: id.to_owned() };
+    node.runtime().await.container_stats(request).await.expect("ContainerStats").into_inner().stats.expect("stats")
+}
+
+/// The number after a key of a flat file.
+fn keyed(cgroup: &Path, file: &str, key: &str) -> u64 {
+    let text = cgroups::read(cgroup, file);
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {key} in {file}: {text}"))
+}
+
+#[tokio::test]
+async fn statistics_are_those_of_the_kernels_files() {
+    let Some(base) = cgroups::base_or_skip("statistics") else { return };
+    let node = Node::start().await;
+    node.load("busybox");
+    let pod_config = pod(&node, "counted");
+    let pod = node.run_pod(&pod_config).await;
+    let script = "held=$(head -c 20000000 /dev/zero | tr '\\0' x); sleep 900 & sleep 900 & echo held; wait";
+    let id = node.start_container(&pod, limited(&["sh", "-c", script], memory(MEMORY_BYTES * 2)), &pod_config).await;
+    let log = node.log_of("counted", "main");
+    eventually("it holds its memory", || (log.exists() && !log_lines(&log).is_empty()).then_some(())).await;
+    let cgroup = cgroups::of(&base, &id);
+    let usage = || keyed(&cgroup, "cpu.stat", "usage_usec") * 1000;
+    // What is told lies between a look before and a look after; a told value may be some seconds old.
+    let (told, before) = eventually_async("statistics of after our look", async || {
+        let before = usage();
+        let told = stats(&node, &id).await;
+        let used = told.cpu.as_ref()?.usage_core_nano_seconds?.value;
+        (used >= before).then_some((told, before))
+    })
+    .await;
+    let used = told.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds).expect("processor time").value;
+    assert!((before..=usage()).contains(&used), "{used} of {before} to {}", usage());
+    let memory = told.memory.expect("memory");
+    let page = 1 << 20;
+    let near = |told: Option<cri::UInt64Value>, kernel: u64, what: &str| {
+        let told = told.unwrap_or_else(|| panic!("{what} is not told")).value;
+        assert!(told.abs_diff(kernel) <= page, "{what}: {told} of {kernel}");
+    };
+    let current: u64 = cgroups::read(&cgroup, "memory.current").parse().expect("a number");
+    let inactive = keyed(&cgroup, "memory.stat", "inactive_file");
+    near(memory.usage_bytes, current, "usage");
+    near(memory.working_set_bytes, current - inactive, "working set");
+    near(memory.rss_bytes, keyed(&cgroup, "memory.stat", "anon"), "rss");
+    near(memory.available_bytes, (2 * MEMORY_BYTES).unsigned_abs() - (current - inactive), "available");
+    let of_pod = succeed(&mut node.crictl(["statsp", "-o", "json", &pod]));
+    let of_pod: serde_json::Value = serde_json::from_slice(&of_pod.stdout).expect("JSON");
+    let count = &of_pod["stats"][0]["linux"]["process"]["processCount"]["value"];
+    assert_eq!(count, "3", "the shell and two that sleep: {of_pod}");
+    assert_eq!(cgroups::read(&cgroup, "pids.current"), "3");
+    node.remove_pod(&pod).await;
     node.stop_and_account().await;
 }

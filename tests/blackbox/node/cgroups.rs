@@ -7,14 +7,27 @@ use std::path::{Path, PathBuf};
 const MOUNT: &str = "/sys/fs/cgroup";
 const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
-/// The cgroup that becomes the top of the node: that around the leaf `daemon`, which this process was started in.
+/// The cgroup that becomes the top of the node: that around the leaf `daemon`, which this process was started in; root's is
+/// the top of all.
 pub fn base() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = Path::new(MOUNT).join(text.lines().find_map(|line| line.strip_prefix("0::/"))?);
-    let base = own.parent().filter(|_| own.ends_with("daemon"))?;
+    let base = match rustix::process::geteuid().is_root() {
+        true => Path::new(MOUNT),
+        false => own.parent().filter(|_| own.ends_with("daemon"))?,
+    };
     let controllers = fs::read_to_string(base.join("cgroup.controllers")).ok()?;
     let all = WANTED.iter().all(|wanted| controllers.split_ascii_whitespace().any(|name| name == *wanted));
     all.then(|| base.to_owned())
+}
+
+/// What is left of a node's pods: in a base of our own nothing else is, beside the daemon.
+pub fn left() -> Vec<PathBuf> {
+    match base() {
+        Some(top) if top == Path::new(MOUNT) => below(&top.join("cricket"), &[]),
+        Some(base) => below(&base, &["daemon"]),
+        None => Vec::new(),
+    }
 }
 
 /// [`base`], or a word about why the test does nothing here.
