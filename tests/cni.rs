@@ -400,7 +400,7 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         let addresses: Vec<String> = made.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.9.0.5", "fd09::5"]);
         let restarted = site.network(PATIENCE);
-        restarted.adopt(&pod.id, &made, pod.namespace(), pod.process(), Vec::new()).await.expect("adopted");
+        restarted.adopt_cni(&pod.id, pod.namespace(), pod.process());
         restarted.collect_garbage(&HashSet::from([pod.id.clone()])).await;
         restarted.tear_down(&pod.id).await.expect("torn down");
 

@@ -1,6 +1,7 @@
 //! `cricket stop`: ends the daemon, and then the node unless pods run in it; with `--pods`, the pods and whatever else
-//! runs in the node: containers first, each by its own stop signal while the daemon is there to send it, then the pods. The way out goes with the node. Ending what has ended is no error. Mounts and networks go with their
-//! namespaces.
+//! runs in the node: containers first, each by its own stop signal while the daemon is there to send it, then the pods.
+//! Ending what has ended is no error. Mounts and networks go with their namespaces, the way out with the node; what the
+//! built-in network made in a namespace that is not the node's own is taken away when no pod is left.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use anyhow::Context;
 use super::Settings;
 use super::client::{Client, told};
 use crate::config::Config;
-use crate::executor::client::Supervisor;
+use crate::executor::client::{ExecutorError, Supervisor};
 use crate::executor::leftovers;
 use crate::network::outbound::Outbound;
 use crate::network::{self, ports};
@@ -47,20 +48,22 @@ pub struct Args {
 pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     let config = settings.load()?;
     let mut said = Vec::new();
-    let stopped = if args.pods { stop_by_daemon(&config, settings)? } else { 0 };
+    let living = living_pods(&config.state)?;
+    if args.pods {
+        stop_by_daemon(&config, settings)?;
+    }
     said.extend(end_daemon(&config)?);
-    let pods = living_pods(&config.state)?;
-    let pods_left = pods.len() + stopped;
-    match (args.pods, pods_left) {
+    match (args.pods, living.len()) {
         (_, 0) => {}
         (true, count) => said.push(format!("ended {count} pod(s)")),
         (false, count) => said.push(format!("{count} pod(s) run on; `cricket stop --pods` ends them")),
     }
     if args.pods {
-        end_pods(pods, &config.state)?;
+        // The daemon may have made others meanwhile, or not been there to end these.
+        end_pods(living_pods(&config.state)?, &config.state)?;
         said.extend(end_others(&config.state)?);
     }
-    if args.pods || pods_left == 0 {
+    if args.pods || living.is_empty() {
         ports::stop(&config.state).context("ending the forwarder of host ports")?;
         end_network(&config)?;
     }
@@ -72,10 +75,10 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks the daemon, if one answers, to stop every pod; answers how many it stopped. What it cannot is done without it.
-fn stop_by_daemon(config: &Config, settings: &Settings) -> anyhow::Result<usize> {
+/// Asks the daemon, if one answers, to stop every pod. What it does not is done without it.
+fn stop_by_daemon(config: &Config, settings: &Settings) -> anyhow::Result<()> {
     if Lock::holder(&config.root)?.is_none() {
-        return Ok(0);
+        return Ok(());
     }
     let work = async {
         let mut client = Client::connect(settings).await?;
@@ -94,11 +97,11 @@ fn stop_by_daemon(config: &Config, settings: &Settings) -> anyhow::Result<usize>
             let mut runtime = client.runtime.clone();
             async move { runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id }).await }
         });
-        let stopped = futures_util::future::join_all(stops).await;
-        anyhow::Ok(stopped.iter().filter(|answer| answer.is_ok()).count())
+        futures_util::future::join_all(stops).await;
+        anyhow::Ok(())
     };
-    let done = block_on(async { tokio::time::timeout(PODS_PATIENCE, work).await })?;
-    Ok(done.ok().and_then(Result::ok).unwrap_or(0))
+    let _ = block_on(async { tokio::time::timeout(PODS_PATIENCE, work).await })?;
+    Ok(())
 }
 
 fn end_daemon(config: &Config) -> anyhow::Result<Option<String>> {
@@ -133,18 +136,15 @@ fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     Ok(runtime.block_on(work))
 }
 
-/// Pods whose supervisor answers.
+/// Pods whose supervisor is there; whether it answers in time is another matter.
 fn living_pods(state: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let directories = pod_directories(state);
     block_on(async move {
-        let mut living = Vec::new();
-        for directory in directories {
+        let looks = directories.into_iter().map(async |directory| {
             let hello = tokio::time::timeout(PODS_PATIENCE, Supervisor::connect(&directory)).await;
-            if matches!(hello, Ok(Ok(_))) {
-                living.push(directory);
-            }
-        }
-        living
+            (!matches!(hello, Ok(Err(ExecutorError::Gone)))).then_some(directory)
+        });
+        futures_util::future::join_all(looks).await.into_iter().flatten().collect()
     })
 }
 

@@ -63,6 +63,10 @@ pub fn pair(config: &Config) -> Result<(), DaemonError> {
         ));
     }
     for (directory, path) in [(&config.state, &config.root), (&config.root, &config.state)] {
+        // Nothing is written where nothing changes: a daemon on a full disk has to start, so that images can be removed.
+        if partner(directory)?.as_ref() == Some(path) {
+            continue;
+        }
         store::write(&directory.join(PARTNER_FILE), &Partner { version: 1, path: path.clone() })
             .map_err(|e| wrong(directory, e.to_string()))?;
     }

@@ -146,6 +146,7 @@ pub fn serve(config: Config) -> Result<(), DaemonError> {
 /// Serves from the first moment, becomes ready, ends.
 async fn run(facts: Facts, socket: &Socket) -> Result<(), DaemonError> {
     shutdown::feed_watchdog();
+    let requests = shutdown::Requests::listen().map_err(DaemonError::io("waiting for signals"))?;
     let closing = CancellationToken::new();
     let services = Services::new(facts.clone(), closing.clone());
     let calls = Calls::default();
@@ -160,11 +161,12 @@ async fn run(facts: Facts, socket: &Socket) -> Result<(), DaemonError> {
         services.set_ready(backend);
         shutdown::tell_ready();
         tracing::info!(socket = %facts.config.socket.display(), "ready");
-        shutdown::requested().await.map_err(DaemonError::io("waiting for signals"))
+        Ok::<_, DaemonError>(std::future::pending::<std::convert::Infallible>().await)
     };
     tokio::select! {
         result = &mut server => return result.map_err(DaemonError::from),
-        result = start => result?,
+        result = start => match result? {},
+        () = requests.one() => {}
     }
     shutdown::tell_stopping();
     closing.cancel();

@@ -215,20 +215,14 @@ impl Network {
         if state.of_kubelet { state.cidrs.clone() } else { Vec::new() }
     }
 
-    /// Takes note of what a pod of an earlier daemon has.
-    pub async fn adopt(
-        &self,
-        pod: &PodId,
-        network: &PodNetwork,
-        namespace: OwnedFd,
-        holder: ProcessId,
-        ports: Vec<PortMapping>,
-    ) -> Result<(), NetworkError> {
-        if network.cni.is_some() {
-            self.shared.cni.adopt(pod, namespace, holder);
-            return Ok(());
-        }
+    /// Takes note of what a pod of an earlier daemon has of the built-in network.
+    pub async fn adopt(&self, pod: &PodId, network: &PodNetwork, ports: Vec<PortMapping>) -> Result<(), NetworkError> {
         self.builtin().await?.adopt(pod, network, ports).await
+    }
+
+    /// Takes note of a pod of an earlier daemon that plugins connected.
+    pub fn adopt_cni(&self, pod: &PodId, namespace: OwnedFd, holder: ProcessId) {
+        self.shared.cni.adopt(pod, namespace, holder);
     }
 
     /// All pods of an earlier daemon are adopted: what belongs neither to them nor to `others`, which run and are not ours to

@@ -108,7 +108,8 @@ impl From<ExecutorError> for PodError {
             ExecutorError::Refused { kind, .. } => from_wire(*kind),
             ExecutorError::Gone => PodErrorKind::Unavailable,
             ExecutorError::Timeout(_) => PodErrorKind::DeadlineExceeded,
-            ExecutorError::Io { source, action } => return Self::io(action, source),
+            ExecutorError::Io { source, .. } if kernel::is_exhausted(source) => PodErrorKind::ResourceExhausted,
+            ExecutorError::Io { .. } => PodErrorKind::Internal,
         };
         Self::new(kind, error.to_string())
     }

@@ -22,6 +22,7 @@ use crate::pod::view::{ContainerView, PodView};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::sys::crash::Point;
+use crate::sys::random;
 
 /// Both outputs together: one gRPC answer of 16 MiB holds them with its own bytes.
 const OUTPUT_LIMIT_BYTES: usize = (16 << 20) - 4096;
@@ -83,9 +84,7 @@ impl Place {
         if command.is_empty() || command.iter().any(|word| word.contains('\0')) || command[0].is_empty() {
             return Err(PodError::invalid("the command is empty or holds a NUL byte"));
         }
-        let mut bytes = [0u8; EXEC_ID_BYTES];
-        getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
-        let id: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let id: String = random::bytes::<EXEC_ID_BYTES>().iter().map(|b| format!("{b:02x}")).collect();
         let exit = self.slot.execs.expect(&id)?;
         let (supervisor, slot) = (self.supervisor.clone(), Arc::clone(&self.slot));
         let mut running = Running { supervisor, slot, id: id.clone(), exit, over: false };

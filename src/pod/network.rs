@@ -19,6 +19,7 @@ use crate::pod::host_ports;
 use crate::pod::record::PodRecord;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
+use crate::sys::kernel;
 use crate::sys::namespace::Namespace;
 use crate::sys::process::ProcessId;
 
@@ -126,25 +127,23 @@ impl PodNetworks {
         }
     }
 
-    /// Takes note of what a pod of an earlier daemon has.
-    pub(crate) async fn adopt(&self, pod: &PodRecord, supervisor: &Supervisor) {
-        let (Ok(network), Some(had)) = (&self.network, &pod.network) else { return };
+    /// Takes note of what a pod of an earlier daemon has. After an error its addresses would be given again, and its
+    /// interface be taken for nobody's.
+    pub(crate) async fn adopt(&self, pod: &PodRecord, supervisor: &Supervisor) -> Result<(), PodError> {
+        let (Ok(network), Some(had)) = (&self.network, &pod.network) else { return Ok(()) };
         let mappings = host_ports::of(&pod.config).unwrap_or_default();
-        let adopted = match namespace_of(supervisor).await {
-            Ok((namespace, holder)) => {
-                let adopted = network.adopt(&pod.id, had, namespace, holder, mappings.clone()).await;
-                adopted.map_err(PodError::from)
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = adopted {
-            tracing::error!(pod = %pod.id, %error, "a pod's addresses may be given again");
+        if had.cni.is_none() {
+            network.adopt(&pod.id, had, mappings.clone()).await?;
+        } else {
+            let (namespace, holder) = namespace_of(supervisor).await?;
+            network.adopt_cni(&pod.id, namespace, holder);
         }
         if let Some(ports) = self.ports.as_ref().filter(|_| !mappings.is_empty())
             && let Err(error) = ports.adopt(&pod.id, of_pod(pod, mappings), had.addresses.clone()).await
         {
             tracing::error!(pod = %pod.id, %error, "a pod's host ports are not served");
         }
+        Ok(())
     }
 
     /// All pods of an earlier daemon are adopted: what is left of pods that are none of `others` either is removed.
@@ -263,6 +262,7 @@ impl From<NetworkError> for PodError {
             NetworkError::Cni(error) if error.is_temporary() => PodErrorKind::Unavailable,
             NetworkError::Cni(CniError::Deadline { .. }) => PodErrorKind::DeadlineExceeded,
             NetworkError::Cni(CniError::Request(_)) => PodErrorKind::Invalid,
+            NetworkError::Kernel { source, .. } if kernel::is_exhausted(source) => PodErrorKind::ResourceExhausted,
             NetworkError::Kernel { .. } | NetworkError::Cni(_) => PodErrorKind::Internal,
             NetworkError::Exhausted(_) => PodErrorKind::ResourceExhausted,
             NetworkError::Shared { .. } | NetworkError::Ended => PodErrorKind::Unavailable,

@@ -72,7 +72,7 @@ pub(crate) async fn recover(context: &Arc<Context>) -> Result<(), PodError> {
         match tasks.join_next().await {
             None => break,
             Some(Ok(Revived::Ours)) => {}
-            Some(Ok(Revived::Foreign(id))) => others.push(id),
+            Some(Ok(Revived::Foreign(id) | Revived::Unconnected(id))) => others.push(id),
             Some(Ok(Revived::Unread(error))) => return Err(error),
             Some(Err(error)) => tracing::error!(%error, "a pod was not recovered because of a defect"),
         }
@@ -87,7 +87,10 @@ fn ids<T: std::str::FromStr>(directory: &Path) -> Result<Vec<T>, PodError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|e| PodError::io(format_args!("list {}", directory.display()), &e))?,
     };
-    Ok(listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    let names = listed.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<Vec<_>, _>>();
+    // Whoever is not seen here is ended as unknown.
+    let names = names.map_err(|e| PodError::io(format_args!("list {}", directory.display()), &e))?;
+    Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
 }
 
 fn scan(context: &Context) -> Result<Scan, PodError> {
@@ -107,11 +110,15 @@ fn scan(context: &Context) -> Result<Scan, PodError> {
                 let containers = ids(&context.layout.pod(&id).join("containers"))?;
                 scan.foreign.push((id, containers));
             }
-            // A pod that is set aside loses its supervisor: never for what may be whole.
             Err(Unfit::Unread(error)) => return Err(error),
+            // It loses its supervisor: that is for records that are no records, and nothing else.
             Err(Unfit::Damaged(error)) => match context.layout.set_aside(&id) {
                 Ok(place) => tracing::error!(pod = %id, %error, place = %place.display(), "a pod is set aside"),
-                Err(aside) => tracing::error!(pod = %id, %error, %aside, "a pod is left out"),
+                Err(aside) => {
+                    tracing::error!(pod = %id, %error, %aside, "a pod is left as it is");
+                    let containers = ids(&context.layout.pod(&id).join("containers"))?;
+                    scan.foreign.push((id, containers));
+                }
             },
         }
     }
@@ -120,7 +127,7 @@ fn scan(context: &Context) -> Result<Scan, PodError> {
 
 /// Why a pod or a container cannot be taken over.
 enum Unfit {
-    /// It is another release's.
+    /// It is another release's, or the disk does not give it.
     Foreign(PodError),
     /// What the disk has is no record.
     Damaged(PodError),
@@ -130,13 +137,17 @@ enum Unfit {
 
 impl From<RecordError> for Unfit {
     fn from(error: RecordError) -> Self {
-        if error.is_newer() { Self::Foreign(error.into()) } else { PodError::from(error).into() }
+        if error.is_damaged() { Self::Damaged(error.into()) } else { PodError::from(error).into() }
     }
 }
 
 impl From<PodError> for Unfit {
     fn from(error: PodError) -> Self {
-        if error.kind == PodErrorKind::ResourceExhausted { Self::Unread(error) } else { Self::Damaged(error) }
+        match error.kind {
+            PodErrorKind::ResourceExhausted => Self::Unread(error),
+            PodErrorKind::Invalid => Self::Damaged(error),
+            _ => Self::Foreign(error),
+        }
     }
 }
 
@@ -194,6 +205,8 @@ async fn end_unknown(context: &Arc<Context>, known: &HashSet<PodId>) -> Result<(
 enum Revived {
     /// It is in view.
     Ours,
+    /// It is in view, and the network does not know what it has: nothing of that may be removed.
+    Unconnected(PodId),
     /// It runs on, and is nobody's here.
     Foreign(PodId),
     /// Something has run out (descriptors, memory): whether it lives is not known.
@@ -201,7 +214,7 @@ enum Revived {
 }
 
 /// The supervisor of a pod that should have one; none when it is dead.
-async fn reach(context: &Context, pod: &PodRecord) -> Result<Option<(Supervisor, wire::HelloReply)>, Unfit> {
+async fn reach(context: &Context, pod: &PodRecord) -> Result<Option<(Supervisor, wire::HelloReply)>, Revived> {
     if pod.stopped || pod.boot_id != context.facts.boot_id {
         return Ok(None);
     }
@@ -211,22 +224,21 @@ async fn reach(context: &Context, pod: &PodRecord) -> Result<Option<(Supervisor,
             Ok(found) => return Ok(Some(found)),
             // A machine that starts has other things to do too.
             Err(ExecutorError::Timeout(_)) if started.elapsed() < PATIENCE => {}
-            Err(error) => break error,
+            Err(error) => break PodError::from(error),
         }
     };
-    match error {
-        ExecutorError::Refused { kind: wire::ErrorKind::FailedPrecondition, .. } => Err(Unfit::Foreign(error.into())),
-        ExecutorError::Io { .. } => match Unfit::from(PodError::from(error)) {
-            Unfit::Damaged(error) => Ok(is_dead(pod, &error)),
-            unread => Err(unread),
-        },
-        error => Ok(is_dead(pod, &error)),
+    match error.kind {
+        // It speaks another protocol.
+        PodErrorKind::FailedPrecondition => {
+            tracing::error!(pod = %pod.id, %error, "a pod is left as it is");
+            Err(Revived::Foreign(pod.id.clone()))
+        }
+        PodErrorKind::ResourceExhausted => Err(Revived::Unread(error)),
+        _ => {
+            tracing::warn!(pod = %pod.id, "{} is dead: {error}", whom_pod(&pod.config));
+            Ok(None)
+        }
     }
-}
-
-fn is_dead<T>(pod: &PodRecord, error: &dyn std::error::Error) -> Option<T> {
-    tracing::warn!(pod = %pod.id, "{} is dead: {error}", whom_pod(&pod.config));
-    None
 }
 
 /// Brings one pod back to view, with its supervisor if that lives.
@@ -234,21 +246,25 @@ async fn revive(context: Arc<Context>, found: Found) -> Revived {
     let id = found.pod.id.clone();
     let mut supervisor = None;
     let mut states = HashMap::new();
+    let mut is_connected = true;
     match reach(&context, &found.pod).await {
         Ok(Some((connection, hello))) => {
             let ours = found.containers.iter().map(|(_, c)| &c.id).chain(&found.foreign);
             let known: HashSet<String> = ours.map(ContainerId::to_string).collect();
             end_unknown_containers(&connection, &hello, &known).await;
             states = hello.containers.into_iter().map(|s| (s.container_id.clone(), s)).collect();
-            context.networks.adopt(&found.pod, &connection).await;
+            match context.networks.adopt(&found.pod, &connection).await {
+                Err(error) if error.kind == PodErrorKind::ResourceExhausted => return Revived::Unread(error),
+                Err(error) => {
+                    tracing::error!(pod = %id, %error, "what the pod has of the network is not known");
+                    is_connected = false;
+                }
+                Ok(()) => {}
+            }
             supervisor = Some(connection);
         }
         Ok(None) => {}
-        Err(Unfit::Foreign(error)) => {
-            tracing::error!(pod = %id, %error, "a pod is left as it is");
-            return Revived::Foreign(id);
-        }
-        Err(Unfit::Unread(error) | Unfit::Damaged(error)) => return Revived::Unread(error),
+        Err(otherwise) => return otherwise,
     }
     if supervisor.is_none() && !found.pod.stopped {
         let containers = found.containers.iter().map(|(_, c)| Arc::new(c.clone())).collect();
@@ -262,15 +278,15 @@ async fn revive(context: Arc<Context>, found: Found) -> Revived {
     let (requests, inbox) = mpsc::channel(REQUEST_BACKLOG);
     let (_, outcome) = watch::channel(Some(Ok(())));
     let answered = Answered::found(context.layout.pod(&id).join("answered"));
-    let slot = Arc::new(PodSlot::new(id, found.name.clone(), requests, outcome, answered));
+    let slot = Arc::new(PodSlot::new(id.clone(), found.name.clone(), requests, outcome, answered));
     let (slot, new) = context.table.find_or_insert(&found.name, || slot);
     if !new {
-        tracing::error!(pod = %found.pod.id, other = %slot.id, "two pods have one name: this one is left out");
-        return Revived::Ours;
+        tracing::error!(pod = %found.pod.id, other = %slot.id, "two pods have one name: this one is left as it is");
+        return Revived::Foreign(found.pod.id);
     }
     let driver = Driver::new(context, slot, found.pod, supervisor, members);
     tokio::spawn(driver.run(inbox));
-    Revived::Ours
+    if is_connected { Revived::Ours } else { Revived::Unconnected(id) }
 }
 
 /// Containers that the supervisor made and nobody wrote down: their caller never got an answer.
@@ -321,6 +337,6 @@ mod tests {
         for number in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
             assert!(matches!(unfit(number), Unfit::Unread(_)), "{number}");
         }
-        assert!(matches!(unfit(libc::EIO), Unfit::Damaged(_)));
+        assert!(matches!(unfit(libc::EIO), Unfit::Foreign(_)));
     }
 }

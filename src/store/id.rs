@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::random;
+
 /// Digits of an id.
 pub const ID_DIGITS: usize = 64;
 
@@ -27,9 +29,7 @@ macro_rules! id {
         impl $name {
             /// A new random id (256 bits from the kernel).
             pub fn random() -> Self {
-                let mut bytes = [0u8; ID_DIGITS / 2];
-                getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
-                Self(bytes.iter().map(|b| format!("{b:02x}")).collect())
+                Self(random::bytes::<{ ID_DIGITS / 2 }>().iter().map(|b| format!("{b:02x}")).collect())
             }
 
             /// The 64 digits.

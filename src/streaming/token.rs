@@ -8,8 +8,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::pod::session::{AttachRequest, ExecRequest};
+use crate::sys::random;
 
 use super::StreamingError;
+
+/// 128 bits.
+const TOKEN_BYTES: usize = 16;
 
 /// How long a token waits for its client.
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -51,9 +55,7 @@ impl Tokens {
     }
 
     fn issue_at(&self, ticket: Ticket, now: Instant) -> Result<String, StreamingError> {
-        let mut bytes = [0u8; 16];
-        getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
-        let token = URL_SAFE_NO_PAD.encode(bytes);
+        let token = URL_SAFE_NO_PAD.encode(random::bytes::<TOKEN_BYTES>());
         let mut waiting = self.waiting.lock().expect("no holder panics");
         if waiting.len() >= LIMIT {
             waiting.retain(|_, (_, expiry)| *expiry > now);

@@ -19,6 +19,7 @@ pub mod owners;
 pub mod pages;
 pub mod process;
 pub mod propagation;
+pub mod random;
 pub mod removal;
 pub mod sealed;
 pub mod signals;

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::error::RegistryError;
+use crate::sys::random;
 
 /// Limits on waiting; tests use shorter ones.
 #[derive(Debug, Clone)]
@@ -46,7 +47,7 @@ impl Patience {
     pub fn delay(&self, failures: u32, retry_after: Option<Duration>) -> Duration {
         let doubled = self.first_delay.saturating_mul(1 << failures.saturating_sub(1).min(16));
         // Without randomness the whole delay is waited: never less.
-        let chance = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
+        let chance = f64::from(u32::from_ne_bytes(random::bytes())) / f64::from(u32::MAX);
         let jittered = doubled.min(self.longest_delay).mul_f64(0.5 + chance / 2.0);
         retry_after.map_or(jittered, |asked| asked.min(self.longest_delay).max(jittered))
     }

@@ -232,7 +232,14 @@ impl Builtin {
         self.rules.write().map_err(rules_failed)?;
         let failed =
             || NetworkError::kernel(format!("look for what earlier pods left at the bridge {}", self.bridge.name));
-        for name in self.route.ports_of(self.bridge.index).map_err(failed())? {
+        let ports = self.route.ports_of(self.bridge.index).map_err(failed())?;
+        // Whoever removed the bridge under them left them without one.
+        for pod in self.pods.values().filter(|pod| !ports.contains(&pod.interface)) {
+            if let Err(error) = self.route.attach(&pod.interface, self.bridge.index) {
+                tracing::error!(%error, "a pod is cut off: its interface {} is gone; remove the pod", pod.interface);
+            }
+        }
+        for name in ports {
             let mut others = others.iter().map(node_interface);
             let is_known = self.pods.values().any(|pod| pod.interface == name) || others.any(|other| other == name);
             if name.starts_with(NAME_PREFIX) && !is_known {

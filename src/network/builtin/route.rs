@@ -177,6 +177,15 @@ impl RouteSocket {
         self.batch(messages)
     }
 
+    /// Makes a link that is there a port of the bridge.
+    pub fn attach(&mut self, name: &str, bridge: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        link.attributes.push(LinkAttribute::Controller(bridge));
+        up(&mut link);
+        self.batch(vec![(RouteNetlinkMessage::NewLink(link), 0), (hairpin(name), 0)])
+    }
+
     /// Of the link by which the rest of the world is reached; none when nothing leads there.
     pub fn uplink_mtu(&mut self) -> io::Result<Option<u32>> {
         for address in ELSEWHERE {
