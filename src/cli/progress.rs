@@ -53,6 +53,9 @@ pub struct Totals {
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if (self.fetched, self.reused) == (0, 0) {
+            return f.write_str("nothing was fetched: the image is here");
+        }
         let took = Duration::from_millis(self.milliseconds).as_secs_f64();
         let rate = if took > 0.0 { self.fetched_bytes as f64 / took } else { 0.0 };
         let (bytes, rate) = (table::bytes(self.fetched_bytes), table::bytes(rate as u64));
@@ -157,5 +160,6 @@ mod tests {
         assert_eq!((totals.fetched, totals.reused, totals.fetched_bytes, totals.reused_bytes), (1, 1, 7, 7));
         let said = Totals { milliseconds: 500, ..totals }.to_string();
         assert_eq!(said, "1 layer, 7 B in 0.5 s (14 B/s); 1 was here");
+        assert!(Totals::default().to_string().starts_with("nothing was fetched"));
     }
 }
