@@ -265,5 +265,7 @@ fn print(peers: &[Peer]) {
         }
     }
     println!("{grid}");
-    println!("Medians of the rounds, of one operation; pods on the node's network, containers with RuntimeDefault's filter.");
+    println!(
+        "Medians of the rounds, of one operation; pods on the node's network, containers with RuntimeDefault's filter."
+    );
 }
