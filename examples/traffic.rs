@@ -18,7 +18,7 @@ const SENDING: Duration = Duration::from_secs(2);
 /// Bytes there and back.
 const TRIPS: usize = 4000;
 /// For the server to be there.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 const SWALLOW: u8 = b's';
 const ECHO: u8 = b'e';
 
@@ -62,7 +62,7 @@ fn measure(name: &str, address: &str) -> anyhow::Result<()> {
     let (bytes, took) = send(dial(address, SWALLOW)?)?;
     let trip = there_and_back(dial(address, ECHO)?)?;
     let gigabits = bytes as f64 * 8.0 / 1e9 / took.as_secs_f64();
-    println!("{name:<44} {gigabits:>8.2} Gbit/s {:>9.0} us", trip.as_secs_f64() * 1e6);
+    println!("{name:<48} {gigabits:>8.2} Gbit/s {:>9.0} us", trip.as_secs_f64() * 1e6);
     Ok(())
 }
 
