@@ -71,6 +71,7 @@ impl Node {
             daemon: 0,
             runtime: RuntimeServiceClient::new(dial(socket.to_owned())).max_decoding_message_size(MESSAGE_LIMIT),
             network: cri::NamespaceMode::Pod,
+            publish: false,
             seccomp: cri::security_profile::ProfileType::RuntimeDefault,
             image: String::new(),
             place,
