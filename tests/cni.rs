@@ -355,6 +355,58 @@ fn a_later_daemon_disconnects_a_pod_whose_namespace_and_configuration_are_gone()
 }
 
 #[test]
+fn of_many_pods_a_third_killed_and_a_third_without_a_link_no_lease_port_link_or_result_is_left() {
+    let name = "of_many_pods_a_third_killed_and_a_third_without_a_link_no_lease_port_link_or_result_is_left";
+    inside(name, |site| async move {
+        let before = links();
+        site.configure(&site.bridge(&[json!({ "type": "portmap", "capabilities": { "portMappings": true } })]));
+        let daemon = site.network(PATIENCE);
+        // By hand with 200; each pod takes a quarter of a second.
+        let count = std::env::var("CRICKET_TEST_PODS").map_or(6, |text| text.parse().expect("a number"));
+        let mut addresses = HashSet::new();
+        let mut pods = Vec::new();
+        for index in 0..count {
+            let mut pod = Pod::start(&format!("pod-{index}"));
+            let host_port = 10_000 + index;
+            let port = cri::PortMapping { protocol: 0, container_port: 80, host_port, host_ip: String::new() };
+            pod.config.port_mappings = vec![port];
+            let made = daemon.set_up(pod.request()).await.expect("set up");
+            assert!(made.addresses.iter().all(|address| addresses.insert(*address)), "{made:?}");
+            pods.push((pod, made));
+        }
+        let rules = || output("nft", &["list", "ruleset"]).matches("dport 10").count();
+        assert!(rules() >= pods.len() && site.leases().len() == 2 * pods.len());
+        // Of the last third the next daemon hears only that they are no more: it finds no namespace.
+        let (mut now, mut later) = (Vec::new(), Vec::new());
+        for (index, (mut pod, made)) in pods.into_iter().enumerate() {
+            match index % 3 {
+                0 => pod.kill(),
+                1 => drop(output("ip", &["link", "del", &made.node_interface])),
+                _ => {
+                    later.push(pod);
+                    continue;
+                }
+            }
+            now.push(pod);
+        }
+        for pod in &now {
+            daemon.tear_down(&pod.id).await.expect("torn down");
+        }
+        drop(daemon);
+        later.iter_mut().for_each(Pod::kill);
+        let daemon = site.network(PATIENCE);
+        daemon.collect_garbage(&HashSet::new()).await;
+        assert_eq!((site.leases(), site.kept(), rules()), (vec![], 0, 0));
+        // The kernel takes a link with its namespace, a moment later.
+        let deadline = Instant::now() + PATIENCE;
+        while links() != before {
+            assert!(Instant::now() < deadline, "{:?}", links());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+}
+
+#[test]
 fn a_change_of_the_configuration_holds_for_the_next_pod_and_each_goes_as_it_came() {
     inside("a_change_of_the_configuration_holds_for_the_next_pod_and_each_goes_as_it_came", |site| async move {
         let network = site.network(PATIENCE);

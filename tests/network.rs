@@ -202,10 +202,15 @@ async fn until(name: &str, mut what: impl FnMut() -> bool) {
 fn resolver_on_loopback() {
     let file = std::env::temp_dir().join(format!("cricket-resolv-{}", std::process::id()));
     std::fs::write(&file, "nameserver 127.0.0.53\n").expect("a file");
+    answer_at("127.0.0.53", [203, 0, 113, 9]);
     let bind = Command::new("mount").arg("--bind").arg(&file).arg("/etc/resolv.conf").status();
     assert!(bind.expect("mount runs").success());
     std::fs::remove_file(&file).expect("removed");
-    let socket = std::net::UdpSocket::bind("127.0.0.53:53").expect("the resolver's port");
+}
+
+/// A resolver to which every name has this one address.
+fn answer_at(resolver: &str, known: [u8; 4]) {
+    let socket = std::net::UdpSocket::bind((resolver, 53)).expect("the resolver's port");
     std::thread::spawn(move || {
         let mut query = [0; 512];
         while let Ok((length, client)) = socket.recv_from(&mut query) {
@@ -215,7 +220,8 @@ fn resolver_on_loopback() {
             let mut answer = query[..end].to_vec();
             answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_v4), 0, 0, 0, 0]);
             if is_v4 {
-                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 9]);
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                answer.extend(known);
             }
             let _ = socket.send_to(&answer, client);
         }
@@ -256,6 +262,17 @@ async fn a_way_out(driver: Driver) {
     for address in ["10.0.2.2", "10.0.2.100", "127.0.0.1", "198.51.100.1"] {
         assert!(!secret(address), "the host's loopback is reached at {address}");
     }
+
+    // The host has another resolver from now on, at a loopback address too.
+    answer_at("127.0.0.54", [203, 0, 113, 10]);
+    std::fs::write("/etc/resolv.conf", "nameserver 127.0.0.54\n").expect("a file of the test's");
+    first.follow_resolver();
+    let resolves = resolves.replace("203.0.113.9", "203.0.113.10");
+    until("the node asks the host's new resolver", || node.run(&resolves)).await;
+    let now = recorded_pid(&state).expect("a record");
+    assert_eq!(now != pid, driver == Driver::Pasta, "only pasta does not read the file anew");
+    let pid = now;
+    until("the node reaches the host's server as before", ask).await;
 
     drop(first);
     let second = Outbound::ensure(&state, node.namespace(), None, false).await.expect("the same driver");

@@ -373,7 +373,7 @@ fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_na
         ports.reserve(&pod.id, wanted()).await.expect("free ports");
         let made = network.set_up(request(&pod.id, pod.namespace(), mappings.clone())).await.expect("set up");
         assert!(pod.run("ip link show eth0 | grep -q 'mtu 1400'"), "{}", said("ip link"));
-        ports.publish(&pod.id, made.addresses.clone()).await.expect("published");
+        ports.publish(&pod.id, made.destination()).await.expect("published");
         tell_clients_their_address(&pod);
         let check = |when: &str| {
             for (host, seen) in
@@ -393,7 +393,7 @@ fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_na
         let process = running(&state).expect("a forwarder");
         drop(ports);
         let ports = start();
-        ports.adopt(&pod.id, wanted(), made.addresses.clone()).await.expect("adopted");
+        ports.adopt(&pod.id, wanted(), made.destination()).await.expect("adopted");
         ports.settle().await.expect("settled");
         assert_eq!(running(&state), Some(process));
         check("after a restart of the daemon");

@@ -6,6 +6,7 @@
 
 mod account;
 mod memory;
+mod network;
 mod node;
 mod peers;
 mod pods;
@@ -51,7 +52,7 @@ struct Args {
     /// Run containers without a seccomp filter, to see what theirs costs
     #[arg(long)]
     unconfined: bool,
-    /// Only these stages: pods, containers, exec, together, log, rest
+    /// Only these stages: pods, containers, exec, together, log, rest; and network, which is measured only when named
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -96,6 +97,9 @@ async fn measure(node: &mut Node, args: &Args) -> anyhow::Result<Table> {
     let mut pods = None;
     if args.wants("pods") {
         pods = Some(stages::pods(node, &mut account, &mut table, args.pods.min(30)).await.context("stage pods")?);
+    }
+    if args.only.iter().any(|stage| stage == "network") {
+        network::networks(node, &mut account, &mut table, args.pods.min(50)).await.context("stage network")?;
     }
     if args.wants("containers") {
         let container = stages::containers(node, &account, &mut table, 40).await.context("stage containers")?;

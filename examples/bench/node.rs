@@ -38,6 +38,8 @@ pub struct Node {
     pub runtime: RuntimeServiceClient<Channel>,
     /// What pods get.
     pub network: cri::NamespaceMode,
+    /// Whether each pod has a host port of its own.
+    pub publish: bool,
     /// What containers get.
     pub seccomp: cri::security_profile::ProfileType,
     /// The name of the image that was loaded.
@@ -53,6 +55,7 @@ impl Node {
             daemon: place.serve()?,
             runtime: RuntimeServiceClient::new(place.dial()).max_decoding_message_size(MESSAGE_LIMIT),
             network: cri::NamespaceMode::Pod,
+            publish: false,
             seccomp: cri::security_profile::ProfileType::RuntimeDefault,
             image: String::new(),
             place,
@@ -68,6 +71,7 @@ impl Node {
             daemon: 0,
             runtime: RuntimeServiceClient::new(dial(socket.to_owned())).max_decoding_message_size(MESSAGE_LIMIT),
             network: cri::NamespaceMode::Pod,
+            publish: false,
             seccomp: cri::security_profile::ProfileType::RuntimeDefault,
             image: String::new(),
             place,

@@ -15,6 +15,8 @@ use super::node::Node;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often is looked whether it has: seldom, for the daemon pays for the answer.
 const GLANCE: Duration = Duration::from_millis(250);
+/// Host ports begin here: below those that the kernel gives away.
+const FIRST_PORT: i32 = 20_000;
 
 /// Of remotecommand.
 const STDOUT: u8 = 1;
@@ -46,6 +48,7 @@ impl Node {
                 attempt: 0,
             }),
             log_directory: directory.display().to_string(),
+            port_mappings: self.port_mappings(),
             linux: Some(cri::LinuxPodSandboxConfig {
                 security_context: Some(cri::LinuxSandboxSecurityContext {
                     namespace_options: Some(self.namespaces()),
@@ -58,6 +61,12 @@ impl Node {
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
         let answer = self.runtime.clone().run_pod_sandbox(request).await.context("RunPodSandbox")?;
         Ok(Pod { id: answer.into_inner().pod_sandbox_id, config })
+    }
+
+    fn port_mappings(&self) -> Vec<cri::PortMapping> {
+        let port = FIRST_PORT + unique().cast_signed();
+        let tcp = |host_port| cri::PortMapping { container_port: 80, host_port, ..Default::default() };
+        self.publish.then(|| tcp(port)).into_iter().collect()
     }
 
     fn namespaces(&self) -> cri::NamespaceOption {

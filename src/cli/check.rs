@@ -6,8 +6,11 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{Output, Settings};
+use crate::config::Config;
+use crate::network::{self, Cidr};
 use crate::rootless::NodeKind;
-use crate::rootless::probe::{self, Finding, Verdict};
+use crate::rootless::probe::{self, Finding, NetworkTrial, Verdict};
+use crate::sys::namespace::Namespace;
 
 /// Arguments of `cricket check`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +30,7 @@ struct Report {
 pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     let config = settings.load()?;
     let kind = NodeKind::here().context("reading /proc/self/uid_map")?;
-    let findings = probe::all(&config, kind);
+    let findings = findings(&config, kind);
     let report = Report { will_run: probe::will_run(&findings), findings };
     let text = match args.output {
         Output::Json => serde_json::to_string_pretty(&report)? + "\n",
@@ -35,6 +38,23 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     };
     super::output::write(false, text.as_bytes())?;
     Ok(if report.will_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What [`run`] prints. The caller has one thread.
+pub fn findings(config: &Config, kind: NodeKind) -> Vec<Finding> {
+    let here = || {
+        let own = Namespace::Network.open_own().map_err(|error| error.to_string())?;
+        network::joinable(&own).map_err(|error| error.to_string())
+    };
+    let made = || {
+        let cni = network::cni::installed(&config.cni_config_dir, &config.cni_plugin_dirs);
+        if cni.map_err(|error| error.to_string())?.is_some() {
+            return Ok(());
+        }
+        let cidrs = config.pod_cidrs.iter().map(|text| text.parse::<Cidr>()).collect::<Result<_, _>>();
+        network::attempt(cidrs.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+    };
+    probe::all(config, kind, NetworkTrial { here: &here, made: &made })
 }
 
 fn table(report: &Report) -> String {

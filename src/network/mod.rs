@@ -32,12 +32,12 @@ use crate::proto::cri;
 use crate::store::PodId;
 use crate::sys::process::ProcessId;
 
-pub use builtin::dismantle;
+pub use builtin::{attempt, dismantle, joinable};
 
 use builtin::{BuiltinOptions, BuiltinThread};
 use cni::{Cni, CniError, CniOptions};
 
-use ports::PortMapping;
+use ports::{Destination, PortMapping};
 
 pub use cidr::{Cidr, CidrError};
 
@@ -68,6 +68,13 @@ pub enum NetworkError {
         /// The other's.
         bridge: String,
     },
+    /// Somebody made our user namespace and left us the network of another.
+    #[error(
+        "pod network: this network namespace belongs to another user namespace, so nothing can be made in it: start the daemon \
+         with a network namespace of its own (rootlesskit --net=slirp4netns or --net=pasta, unshare --net), or give pods the \
+         node's network"
+    )]
+    NotOurs,
     /// A plugin, or its configuration.
     #[error(transparent)]
     Cni(#[from] CniError),
@@ -116,6 +123,13 @@ pub struct PodNetwork {
     /// Name of the CNI network that made it; none: the built-in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni: Option<String>,
+}
+
+impl PodNetwork {
+    /// For host ports.
+    pub fn destination(&self) -> Destination {
+        Destination { addresses: self.addresses.clone(), answers_return: self.cni.is_none() }
+    }
 }
 
 /// A pod that is to be connected.

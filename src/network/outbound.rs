@@ -4,9 +4,12 @@
 //! The driver is a process of its own that outlives the daemon, so connections go on over a restart. Its record,
 //! `STATE/outbound.json`, lets the next daemon find it; one task watches it and starts it again when it dies.
 //! Nothing of the host's loopback is reachable through it, and it forwards no port by itself.
+//!
+//! pasta reads the host's resolv.conf once. When another resolver at a loopback address stands there, which pods reach
+//! only through the driver, it is started anew ([`Outbound::follow_resolver`]); slirp4netns reads the file anew itself.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -15,9 +18,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::store;
@@ -117,9 +121,30 @@ struct Record {
     /// Whether the host's loopback addresses are reached through it.
     #[serde(default)]
     host_loopback: bool,
+    /// Which resolver the host had when it was started; unspecified: none. None: an earlier release did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resolver: Option<Ipv4Addr>,
+}
+
+impl Record {
+    /// Whether pods ask this driver for a resolver that the host has no more.
+    fn asks_elsewhere(&self, now: Ipv4Addr) -> bool {
+        self.driver == Driver::Pasta && now.is_loopback() && self.resolver.is_some_and(|then| then != now)
+    }
 }
 
 const RECORD_VERSION: u32 = 1;
+
+/// Longest resolv.conf that is read.
+const RESOLV_CONF_LIMIT_BYTES: u64 = 1 << 20;
+
+/// The host's resolver as pasta finds it: the first of IPv4. Unspecified: there is none.
+fn host_resolver() -> Ipv4Addr {
+    let mut text = String::new();
+    let read = File::open("/etc/resolv.conf").and_then(|f| f.take(RESOLV_CONF_LIMIT_BYTES).read_to_string(&mut text));
+    let first = || text.lines().find_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok());
+    read.ok().and_then(|_| first()).unwrap_or(Ipv4Addr::UNSPECIFIED)
+}
 
 fn record_path(state: &Path) -> PathBuf {
     state.join("outbound.json")
@@ -164,6 +189,7 @@ pub enum OutboundError {
 #[derive(Debug)]
 pub struct Outbound {
     driver: Driver,
+    resolver_changes: Arc<Notify>,
     watch: JoinHandle<()>,
 }
 
@@ -187,7 +213,8 @@ impl Outbound {
         let served = inode(&*network).map_err(OutboundError::Namespace)?;
         let found = store::read::<Record>(&record_path(state))
             .ok()
-            .filter(|record| record.network == served && record.host_loopback == host_loopback);
+            .filter(|record| record.network == served && record.host_loopback == host_loopback)
+            .filter(|record| !record.asks_elsewhere(host_resolver()));
         if found.is_none() {
             Self::stop(state).map_err(OutboundError::Leftover)?;
         }
@@ -199,9 +226,17 @@ impl Outbound {
                 (driver, started.map_err(|source| OutboundError::Start { program: driver.program(), source })?)
             }
         };
-        let state = state.to_owned();
-        let watch = tokio::spawn(async move { watch(driver, &state, &network, host_loopback, pidfd).await });
-        Ok(Self { driver, watch })
+        let resolver_changes = Arc::new(Notify::new());
+        let watched =
+            Watched { driver, state: state.to_owned(), network, host_loopback, changes: resolver_changes.clone() };
+        let watch = tokio::spawn(async move { watched.watch(pidfd).await });
+        Ok(Self { driver, resolver_changes, watch })
+    }
+
+    /// To be called when the host's resolv.conf has changed, from any thread. Connections through a driver that must be
+    /// started anew are lost.
+    pub fn follow_resolver(&self) {
+        self.resolver_changes.notify_one();
     }
 
     /// Which driver it is.
@@ -228,6 +263,8 @@ impl Outbound {
 
 fn start(driver: Driver, state: &Path, network: &OwnedFd, host_loopback: bool) -> io::Result<OwnedFd> {
     let log = File::create(state.join("outbound.log"))?;
+    // Before it reads it: a change in between is seen as one.
+    let resolver = host_resolver();
     let child = Command::new(driver.program())
         .args(driver.arguments(host_loopback))
         .stdin(Stdio::from(network.try_clone()?))
@@ -239,42 +276,80 @@ fn start(driver: Driver, state: &Path, network: &OwnedFd, host_loopback: bool) -
     let pidfd =
         rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::NONBLOCK)?;
     let start_time = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
-    let record = Record { version: RECORD_VERSION, driver, pid, start_time, network: inode(network)?, host_loopback };
+    let record = Record {
+        version: RECORD_VERSION,
+        driver,
+        pid,
+        start_time,
+        network: inode(network)?,
+        host_loopback,
+        resolver: Some(resolver),
+    };
     store::write(&record_path(state), &record).map_err(io::Error::other)?;
     Ok(pidfd)
 }
 
-async fn watch(driver: Driver, state: &Path, network: &OwnedFd, host_loopback: bool, first: OwnedFd) {
-    let mut pidfd = Some(first);
-    let mut delay = RESTART_DELAYS.0;
-    loop {
-        let since = std::time::Instant::now();
-        if let Some(pidfd) = pidfd.take() {
-            ended(pidfd).await;
-            tracing::warn!(
-                driver = driver.program(),
-                "the way out has died and is started again; connections through it are lost"
-            );
-        }
-        if since.elapsed() >= STEADY {
-            delay = RESTART_DELAYS.0;
-        }
-        // A driver that dies at once must not be started in a loop.
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(RESTART_DELAYS.1);
-        match start(driver, state, network, host_loopback) {
-            Ok(started) => pidfd = Some(started),
-            Err(error) => tracing::warn!(%error, driver = driver.program(), "the way out cannot be started"),
-        }
-    }
+/// A driver, and how another takes its place.
+#[derive(Debug)]
+struct Watched {
+    driver: Driver,
+    state: PathBuf,
+    network: Arc<OwnedFd>,
+    host_loopback: bool,
+    changes: Arc<Notify>,
 }
 
-async fn ended(pidfd: OwnedFd) {
-    if let Ok(pidfd) = async_fd::register(pidfd, Interest::READABLE) {
-        let _ = pidfd.readable().await;
+impl Watched {
+    async fn watch(&self, first: OwnedFd) {
+        let mut pidfd = Some(first);
+        let mut delay = RESTART_DELAYS.0;
+        let driver = self.driver.program();
+        loop {
+            let since = std::time::Instant::now();
+            let wanted = match pidfd.take() {
+                Some(pidfd) => self.ended(pidfd).await,
+                None => false,
+            };
+            if since.elapsed() >= STEADY {
+                delay = RESTART_DELAYS.0;
+            }
+            if !wanted {
+                // A driver that dies at once must not be started in a loop.
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(RESTART_DELAYS.1);
+            }
+            match start(self.driver, &self.state, &self.network, self.host_loopback) {
+                Ok(started) => pidfd = Some(started),
+                Err(error) => tracing::warn!(%error, driver, "the way out cannot be started"),
+            }
+        }
+    }
+
+    /// Waits for its end. True: it was asked to end, because the host has another resolver.
+    async fn ended(&self, pidfd: OwnedFd) -> bool {
+        let driver = self.driver.program();
+        let Ok(pidfd) = async_fd::register(pidfd, Interest::READABLE) else { return false };
+        let mut wanted = false;
+        loop {
+            tokio::select! {
+                _ = pidfd.readable() => break,
+                () = self.changes.notified(), if !wanted => {
+                    wanted = self.asks_elsewhere()
+                        && rustix::process::pidfd_send_signal(pidfd.get_ref(), Signal::TERM).is_ok();
+                }
+            }
+        }
         // Collects the status of a driver that this daemon started; one of an earlier daemon is somebody else's child.
         let id = WaitId::PidFd(pidfd.get_ref().as_fd());
         let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let why =
+            if wanted { "is started anew: the host has another resolver" } else { "has died and is started again" };
+        tracing::warn!(driver, "the way out {why}; connections through it are lost");
+        wanted
+    }
+
+    fn asks_elsewhere(&self) -> bool {
+        store::read::<Record>(&record_path(&self.state)).is_ok_and(|record| record.asks_elsewhere(host_resolver()))
     }
 }
 
@@ -293,9 +368,36 @@ mod tests {
             start_time,
             network: 1,
             host_loopback: false,
+            resolver: None,
         };
         assert!(living(&record(time)).is_some());
         assert!(living(&record(time + 1)).is_none());
+    }
+
+    #[test]
+    fn only_another_resolver_that_pods_reach_through_it_replaces_a_driver() {
+        let then = |driver, resolver: Option<[u8; 4]>| Record {
+            version: RECORD_VERSION,
+            driver,
+            pid: 1,
+            start_time: 1,
+            network: 1,
+            host_loopback: false,
+            resolver: resolver.map(Ipv4Addr::from),
+        };
+        let (stub, other, remote) = ([127, 0, 0, 53], [127, 0, 0, 1], [9, 9, 9, 9]);
+        for (driver, before, now, expected) in [
+            (Driver::Pasta, Some(stub), other, true),
+            (Driver::Pasta, Some(remote), stub, true),
+            (Driver::Pasta, Some([0; 4]), stub, true),
+            (Driver::Pasta, Some(stub), stub, false),
+            (Driver::Pasta, Some(stub), remote, false),
+            (Driver::Pasta, Some(stub), [0; 4], false),
+            (Driver::Pasta, None, stub, false),
+            (Driver::Slirp4netns, Some(stub), other, false),
+        ] {
+            assert_eq!(then(driver, before).asks_elsewhere(now.into()), expected, "{driver:?} {before:?} {now:?}");
+        }
     }
 
     #[test]

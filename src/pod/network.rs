@@ -82,6 +82,13 @@ impl PodNetworks {
         self.outbound.as_ref().map(|outbound| outbound.driver().resolver())
     }
 
+    /// The host's resolv.conf may name another resolver now.
+    pub(crate) fn follow_resolver(&self) {
+        if let Some(outbound) = &self.outbound {
+            outbound.follow_resolver();
+        }
+    }
+
     /// That a pod of its own network can be run.
     pub(crate) fn check(&self, config: &cri::PodSandboxConfig) -> Result<(), PodError> {
         host_ports::of(config)?;
@@ -122,7 +129,7 @@ impl PodNetworks {
 
     async fn publish(&self, pod: &PodRecord, made: &PodNetwork) -> Result<(), PodError> {
         match &self.ports {
-            Some(ports) => Ok(ports.publish(&pod.id, made.addresses.clone()).await?),
+            Some(ports) => Ok(ports.publish(&pod.id, made.destination()).await?),
             None => Ok(()),
         }
     }
@@ -139,7 +146,7 @@ impl PodNetworks {
             network.adopt_cni(&pod.id, namespace, holder);
         }
         if let Some(ports) = self.ports.as_ref().filter(|_| !mappings.is_empty())
-            && let Err(error) = ports.adopt(&pod.id, of_pod(pod, mappings), had.addresses.clone()).await
+            && let Err(error) = ports.adopt(&pod.id, of_pod(pod, mappings), had.destination()).await
         {
             tracing::error!(pod = %pod.id, %error, "a pod's host ports are not served");
         }
@@ -265,7 +272,7 @@ impl From<NetworkError> for PodError {
             NetworkError::Kernel { source, .. } if kernel::is_exhausted(source) => PodErrorKind::ResourceExhausted,
             NetworkError::Kernel { .. } | NetworkError::Cni(_) => PodErrorKind::Internal,
             NetworkError::Exhausted(_) => PodErrorKind::ResourceExhausted,
-            NetworkError::Shared { .. } | NetworkError::Ended => PodErrorKind::Unavailable,
+            NetworkError::Shared { .. } | NetworkError::NotOurs | NetworkError::Ended => PodErrorKind::Unavailable,
         };
         Self::new(kind, error.to_string())
     }

@@ -43,13 +43,16 @@ fn watch(context: &Weak<Context>, resolver: Option<IpAddr>) -> nix::Result<()> {
         for directory in directories() {
             inotify.add_watch(&directory, flags | AddWatchFlags::IN_DELETE)?;
         }
+        let Some(context) = context.upgrade() else { return Ok(()) };
+        // Pods may go on asking at the same address: then it is the way out that asks another resolver.
+        context.networks.follow_resolver();
         let now = files::of_the_node(resolver);
         if now != known {
-            let Some(context) = context.upgrade() else { return Ok(()) };
             renew(&context, &known, &now);
             known = now;
             continue;
         }
+        drop(context);
         while !inotify.read_events()?.iter().any(|event| event.name.as_deref().is_some_and(is_its_name)) {}
         std::thread::sleep(SETTLE);
     }

@@ -8,7 +8,7 @@ use crate::node::{Node, eventually_async, succeed, text};
 use crate::pod_network::{addresses, assert_reached, networked, run, start_sleeper};
 
 /// Debian's plugins, with their state where they have it by default.
-const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"debian","plugins":[
+pub const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"debian","plugins":[
     {"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,
      "ipam":{"type":"host-local","ranges":[[{"subnet":"10.94.0.0/24"}],[{"subnet":"fd94::/64"}]],
              "routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}},
@@ -16,7 +16,7 @@ const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"debian","plugins":[
 
 const HOSTILE: &str = r#"{"cniVersion":"1.0.0","name":"hostile","plugins":[{"type":"hostile"}]}"#;
 
-fn configure(node: &Node, list: &str) {
+pub fn configure(node: &Node, list: &str) {
     let directory = node.dir.join("net.d");
     std::fs::create_dir_all(&directory).expect("a directory of ours");
     std::fs::write(directory.join("10-test.conflist"), list).expect("a file of ours");
@@ -52,7 +52,7 @@ fn left(node: &Node) -> String {
     format!("{}{links}", files.join("\n"))
 }
 
-async fn network_missing(node: &Node) -> Option<String> {
+pub async fn network_missing(node: &Node) -> Option<String> {
     let status = node.runtime().await.status(cri::StatusRequest::default()).await.expect("Status").into_inner();
     let conditions = status.status.expect("a status").conditions;
     let network = conditions.into_iter().find(|condition| condition.r#type == "NetworkReady").expect("a condition");

@@ -10,11 +10,11 @@ use crate::node::{Node, container, eventually, patience, pod, succeed, text};
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
 /// A port that nobody has at this moment.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
-fn publish(node: &Node, name: &str, ports: &[(cri::Protocol, u16, i32)]) -> cri::PodSandboxConfig {
+pub fn publish(node: &Node, name: &str, ports: &[(cri::Protocol, u16, i32)]) -> cri::PodSandboxConfig {
     let mut config = pod(node, name);
     let options = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
     let options = options.and_then(|security| security.namespace_options.as_mut()).expect("a test's pod has options");
@@ -30,7 +30,7 @@ fn publish(node: &Node, name: &str, ports: &[(cri::Protocol, u16, i32)]) -> cri:
 }
 
 /// A container that runs a line of shell in a pod that is up.
-async fn start(node: &Node, pod: &str, config: &cri::PodSandboxConfig, name: &str, line: &str) -> String {
+pub async fn start(node: &Node, pod: &str, config: &cri::PodSandboxConfig, name: &str, line: &str) -> String {
     let mut shell = container(name, &["sh", "-c", line]);
     shell.image = Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() });
     node.start_container(pod, shell, config).await
@@ -48,7 +48,7 @@ fn dial(port: u16) -> TcpStream {
 }
 
 /// What is echoed.
-fn echoed(stream: &mut TcpStream, word: &str) -> String {
+pub fn echoed(stream: &mut TcpStream, word: &str) -> String {
     stream.write_all(format!("{word}\n").as_bytes()).expect("sent");
     let mut answer = vec![0; word.len() + 1];
     stream.read_exact(&mut answer).expect("echoed");
@@ -56,7 +56,7 @@ fn echoed(stream: &mut TcpStream, word: &str) -> String {
 }
 
 /// A connection of its own, tried until somebody listens in the pod.
-async fn echo_through(port: u16) -> TcpStream {
+pub async fn echo_through(port: u16) -> TcpStream {
     eventually("the pod's server answers", || {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
         stream.set_read_timeout(Some(patience())).ok()?;
@@ -84,6 +84,9 @@ async fn a_host_port_is_reached_from_the_host_and_its_connections_survive_the_da
     node.serve();
     node.wait_until_ready().await;
     assert_eq!(echoed(&mut before, "again"), "again", "a connection over a restart");
+
+    let inside = node.exec_in_node(&format!("echo node | timeout 10 busybox nc -w 5 127.0.0.1 {tcp}"));
+    assert_eq!(inside.trim(), "node", "the node's own loopback");
 
     // A pod's own port, and another's, by the node's address: the first of the pod's range.
     let asker = start(&node, &web, &config, "asker", "sleep 600").await;

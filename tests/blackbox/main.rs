@@ -28,6 +28,7 @@ mod kubelet;
 mod limits;
 mod loopback_registries;
 mod mounts;
+mod network_ways;
 mod options;
 mod pod_network;
 mod processes;

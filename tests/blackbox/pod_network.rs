@@ -122,11 +122,19 @@ async fn a_removed_pods_address_is_free_and_a_full_range_is_told() {
 /// Where either driver has the host, when its loopback is to be reached.
 const HOST_BEHIND_THE_DRIVER: &str = "10.0.2.2";
 
-#[tokio::test]
-async fn a_connection_through_the_way_out_goes_on_while_the_daemon_is_killed_and_started() {
-    let node = Node::prepare().await;
+/// With this driver alone in the daemon's PATH; pasta goes before slirp4netns.
+async fn a_connection_goes_on_over_a_kill_of_the_daemon(driver: &str) {
+    let mut node = Node::prepare().await;
+    let programs = node.dir.join("programs");
+    std::fs::create_dir(&programs).expect("a directory of ours");
+    for program in [driver, "newuidmap", "newgidmap"] {
+        std::os::unix::fs::symlink(program_in_path(program), programs.join(program)).expect("a link of ours");
+    }
+    node.enter = vec!["/usr/bin/env".to_owned(), format!("PATH={}", programs.display())];
     std::fs::write(node.config(), "[network]\nhost_loopback = true\n").expect("a configuration");
     let mut node = node.begin().await;
+    let record = std::fs::read_to_string(node.dir.join("run/outbound.json")).expect("a record of the way out");
+    assert!(record.contains(driver), "{record}");
     node.load("busybox");
     // Outside of the node: in the namespace of whoever runs the test.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -161,4 +169,20 @@ async fn a_connection_through_the_way_out_goes_on_while_the_daemon_is_killed_and
         node.remove_pod(pod).await;
     }
     node.stop_and_account().await;
+}
+
+fn program_in_path(name: &str) -> std::path::PathBuf {
+    let path = std::env::var_os("PATH").expect("a PATH");
+    let found = std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.exists());
+    found.unwrap_or_else(|| panic!("{name} is not installed: scripts/deps test"))
+}
+
+#[tokio::test]
+async fn a_connection_through_pasta_goes_on_while_the_daemon_is_killed_and_started() {
+    a_connection_goes_on_over_a_kill_of_the_daemon("pasta").await;
+}
+
+#[tokio::test]
+async fn a_connection_through_slirp4netns_goes_on_while_the_daemon_is_killed_and_started() {
+    a_connection_goes_on_over_a_kill_of_the_daemon("slirp4netns").await;
 }

@@ -22,11 +22,10 @@ use flate2::write::GzEncoder;
 use serde::Serialize;
 
 use super::client::{Client, block_on, told};
-use super::{Settings, table};
+use super::{Settings, check, table};
 use crate::config::Config;
 use crate::proto::cri;
 use crate::rootless::NodeKind;
-use crate::rootless::probe;
 use crate::sys::process::output_within;
 
 /// Of one file.
@@ -84,7 +83,7 @@ impl Dump {
     fn write(mut self, config: &Config, settings: &Settings) -> anyhow::Result<()> {
         self.add("version.txt", version().as_bytes())?;
         match NodeKind::here() {
-            Ok(kind) => self.add_json("check.json", &probe::all(config, kind))?,
+            Ok(kind) => self.add_json("check.json", &check::findings(config, kind))?,
             Err(error) => self.miss("check.json", &error),
         }
         let file = settings.config.clone().filter(|path| path.exists());

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use nix::sched::{CloneFlags, setns};
 
 use crate::store::PodId;
+use crate::sys::namespace::Namespace;
 
 use super::pool::Pool;
 use super::ports::{PortMapping, Protocol, RETURNING_MARK};
@@ -79,6 +80,22 @@ fn enter(namespace: &OwnedFd) -> io::Result<()> {
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 
+/// Joins a network namespace with this thread, which may be in it already: the kernel asks for the same rights as when
+/// things are made in it.
+pub fn joinable(namespace: &OwnedFd) -> Result<(), NetworkError> {
+    enter(namespace).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => NetworkError::NotOurs,
+        _ => NetworkError::kernel("join the node's network namespace")(error),
+    })
+}
+
+/// Makes bridge and rules of a network in this thread's network namespace, which is thrown away thereafter.
+pub fn attempt(cidrs: Vec<Cidr>) -> Result<(), NetworkError> {
+    let node = Namespace::Network.open_own().map_err(NetworkError::kernel("open our network namespace"))?;
+    let options = BuiltinOptions { node, name: NETWORK_PREFIX.to_owned(), cidrs, mtu: None, forwarded: true };
+    Builtin::start(options).map(drop)
+}
+
 /// Of the interface that has these addresses.
 fn hardware_address(addresses: &[IpAddr]) -> Option<[u8; 6]> {
     let end = match addresses.first()? {
@@ -102,7 +119,7 @@ impl Builtin {
     /// Joins the node's network namespace with this thread, for good.
     pub fn start(options: BuiltinOptions) -> Result<Self, NetworkError> {
         let BuiltinOptions { node, name, cidrs, mtu, forwarded } = options;
-        enter(&node).map_err(NetworkError::kernel("join the node's network namespace"))?;
+        joinable(&node)?;
         let mut route = RouteSocket::open().map_err(NetworkError::kernel("open a netlink socket"))?;
         let own = cidrs.first().and_then(|cidr| hardware_address(&[cidr.gateway()]));
         let bridge = bridge_of(&name);

@@ -194,13 +194,18 @@ impl Chain<'_> {
     }
 
     fn program(&self, list: &NetworkList, plugin: &Plugin) -> Result<PathBuf, CniError> {
-        let candidates = self.directories.iter().map(|directory| directory.join(&plugin.kind));
-        candidates.into_iter().find(|path| is_program(path)).ok_or_else(|| {
-            let places: Vec<_> = self.directories.iter().map(|dir| dir.display().to_string()).collect();
-            let places = places.join(" or ");
-            CniError::NoPlugin { plugin: plugin.kind.clone(), network: list.name.clone(), places }
-        })
+        program(self.directories, list, plugin)
     }
+}
+
+/// The first that is there.
+pub fn program(directories: &[PathBuf], list: &NetworkList, plugin: &Plugin) -> Result<PathBuf, CniError> {
+    let candidates = directories.iter().map(|directory| directory.join(&plugin.kind));
+    candidates.into_iter().find(|path| is_program(path)).ok_or_else(|| {
+        let places: Vec<_> = directories.iter().map(|dir| dir.display().to_string()).collect();
+        let places = places.join(" or ");
+        CniError::NoPlugin { plugin: plugin.kind.clone(), network: list.name.clone(), places }
+    })
 }
 
 fn is_program(path: &Path) -> bool {

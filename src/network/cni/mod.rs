@@ -24,7 +24,7 @@ mod version;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,15 @@ pub struct CniOptions {
     pub attachments: PathBuf,
     /// How long a plugin may take.
     pub patience: Duration,
+}
+
+/// The name of the network that is configured, whose plugins are all there; none where none is configured.
+pub fn installed(config_dir: &Path, plugin_dirs: &[PathBuf]) -> Result<Option<String>, CniError> {
+    let Some(list) = list::find(config_dir)? else { return Ok(None) };
+    for plugin in &list.plugins {
+        chain::program(plugin_dirs, &list, plugin)?;
+    }
+    Ok(Some(list.name))
 }
 
 /// Connects pods by plugins. Cheap to clone.

@@ -107,6 +107,16 @@ pub struct PodPorts {
     pub mappings: Vec<PortMapping>,
 }
 
+/// Where a pod is reached.
+#[derive(Debug, Clone, Default)]
+pub struct Destination {
+    /// At most one of each family is used.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the node's rules bring what the pod answers back to the forwarder, so that it can dial in a client's
+    /// name: those of the built-in network do, plugins' do not.
+    pub answers_return: bool,
+}
+
 type Job = Box<dyn FnOnce(&mut Ports) + Send>;
 
 /// The host ports of this node's pods. Cheap to clone; calls are carried out one after the other.
@@ -159,10 +169,10 @@ impl HostPorts {
         self.run(move |table| table.reserve(&pod, ports)).await?
     }
 
-    /// From now on clients reach the pod, which has these addresses.
-    pub async fn publish(&self, pod: &PodId, addresses: Vec<IpAddr>) -> Result<(), PortsError> {
+    /// From now on clients reach the pod.
+    pub async fn publish(&self, pod: &PodId, destination: Destination) -> Result<(), PortsError> {
         let pod = pod.clone();
-        self.run(move |table| table.publish(&pod, addresses)).await?
+        self.run(move |table| table.publish(&pod, destination)).await?
     }
 
     /// Ends the pod's connections and frees its ports. What is gone already is fine.
@@ -172,9 +182,9 @@ impl HostPorts {
     }
 
     /// Takes note of what a pod of an earlier daemon has.
-    pub async fn adopt(&self, pod: &PodId, ports: PodPorts, addresses: Vec<IpAddr>) -> Result<(), PortsError> {
+    pub async fn adopt(&self, pod: &PodId, ports: PodPorts, destination: Destination) -> Result<(), PortsError> {
         let pod = pod.clone();
-        self.run(move |table| table.adopt(&pod, ports, addresses)).await
+        self.run(move |table| table.adopt(&pod, ports, destination)).await
     }
 
     /// All pods of an earlier daemon are adopted: what the forwarder has of others is freed, what it lacks is taken.

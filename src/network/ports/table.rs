@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 
 use super::process::{Launch, Link, wait_for_end};
 use super::wire::{Forward, Reply, Request};
-use super::{Job, PodPorts, PortMapping, PortsError, PortsOptions, Protocol, sockets};
+use super::{Destination, Job, PodPorts, PortMapping, PortsError, PortsOptions, Protocol, sockets};
 use crate::store::PodId;
 
 const HOST: &str = "the host";
@@ -19,8 +19,8 @@ const NODE: &str = "the node";
 #[derive(Debug)]
 struct Held {
     ports: PodPorts,
-    /// Empty until the pod has a network.
-    addresses: Vec<IpAddr>,
+    /// Without addresses until the pod has a network.
+    destination: Destination,
     /// Until they are handed to the forwarder.
     sockets: Vec<(PortMapping, Vec<OwnedFd>)>,
 }
@@ -88,7 +88,7 @@ impl Ports {
         if let Some(link) = self.link.take() {
             link.finish(&self.launch.state);
         }
-        if self.pods.values().all(|held| held.addresses.is_empty()) {
+        if self.pods.values().all(|held| held.destination.addresses.is_empty()) {
             return;
         }
         tracing::warn!("the forwarder of host ports has ended and is started again; connections through it are lost");
@@ -101,7 +101,7 @@ impl Ports {
     pub fn reserve(&mut self, pod: &PodId, ports: PodPorts) -> Result<(), PortsError> {
         self.refuse_taken(pod, &ports)?;
         let sockets = self.listen(&ports)?;
-        self.pods.insert(pod.clone(), Held { ports, addresses: Vec::new(), sockets });
+        self.pods.insert(pod.clone(), Held { ports, destination: Destination::default(), sockets });
         Ok(())
     }
 
@@ -132,19 +132,20 @@ impl Ports {
     }
 
     /// See [`super::HostPorts::publish`].
-    pub fn publish(&mut self, pod: &PodId, addresses: Vec<IpAddr>) -> Result<(), PortsError> {
+    pub fn publish(&mut self, pod: &PodId, destination: Destination) -> Result<(), PortsError> {
         let Some(held) = self.pods.get_mut(pod) else { return Ok(()) };
-        held.addresses = addresses;
+        held.destination = destination;
         self.hand_over(pod)
     }
 
     fn hand_over(&mut self, pod: &PodId) -> Result<(), PortsError> {
         let Some(held) = self.pods.get_mut(pod) else { return Ok(()) };
-        let (sockets, addresses) = (std::mem::take(&mut held.sockets), held.addresses.clone());
+        let (sockets, destination) = (std::mem::take(&mut held.sockets), held.destination.clone());
         let link = self.link()?;
         for (port, sockets) in &sockets {
-            let targets = addresses.iter().map(|ip| SocketAddr::new(*ip, port.pod_port)).collect();
-            let request = Request::Add(Forward { pod: pod.clone(), protocol: port.protocol, targets });
+            let targets = destination.addresses.iter().map(|ip| SocketAddr::new(*ip, port.pod_port)).collect();
+            let (protocol, answers_return) = (port.protocol, destination.answers_return);
+            let request = Request::Add(Forward { pod: pod.clone(), protocol, targets, answers_return });
             let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
             link.ask(&request, &borrowed).map_err(asking)?;
         }
@@ -171,8 +172,8 @@ impl Ports {
     }
 
     /// See [`super::HostPorts::adopt`].
-    pub fn adopt(&mut self, pod: &PodId, ports: PodPorts, addresses: Vec<IpAddr>) {
-        self.pods.insert(pod.clone(), Held { ports, addresses, sockets: Vec::new() });
+    pub fn adopt(&mut self, pod: &PodId, ports: PodPorts, destination: Destination) {
+        self.pods.insert(pod.clone(), Held { ports, destination, sockets: Vec::new() });
     }
 
     /// See [`super::HostPorts::settle`].
@@ -186,7 +187,7 @@ impl Ports {
                 self.is_gone_or(link.ask(&Request::Remove { pod: pod.clone() }, &[]))?;
             }
         }
-        let is_missing = |(id, held): &(&PodId, &Held)| !served.contains(*id) && !held.addresses.is_empty();
+        let is_missing = |(id, held): &(&PodId, &Held)| !served.contains(*id) && !held.destination.addresses.is_empty();
         let missing: Vec<PodId> = self.pods.iter().filter(is_missing).map(|(id, _)| id.clone()).collect();
         for pod in missing {
             if let Err(error) = self.serve_again(&pod) {

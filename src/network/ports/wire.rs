@@ -45,6 +45,13 @@ pub struct Forward {
     pub protocol: Protocol,
     /// At most one of each family.
     pub targets: Vec<SocketAddr>,
+    /// See [`super::Destination`]. An earlier daemon does not say: then they do.
+    #[serde(default = "yes")]
+    pub answers_return: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What the forwarder answers.

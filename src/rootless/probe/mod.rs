@@ -53,8 +53,17 @@ impl Finding {
     }
 }
 
+/// How the pods' network is tried, by a child that is thrown away; each answers what is wrong.
+#[derive(Clone, Copy)]
+pub struct NetworkTrial<'a> {
+    /// In the network namespace that this process is in, where that is the node's.
+    pub here: &'a dyn Fn() -> Result<(), String>,
+    /// In one that was made for it.
+    pub made: &'a dyn Fn() -> Result<(), String>,
+}
+
 /// Everything, in the order in which one would mend it. The caller has one thread.
-pub fn all(config: &Config, kind: NodeKind) -> Vec<Finding> {
+pub fn all(config: &Config, kind: NodeKind, network: NetworkTrial<'_>) -> Vec<Finding> {
     let mut findings = vec![kernel::features(), kernel::seccomp()];
     findings.extend(places::all(config, kind));
     if kind == NodeKind::Made {
@@ -64,7 +73,7 @@ pub fn all(config: &Config, kind: NodeKind) -> Vec<Finding> {
     if kind == NodeKind::Found {
         findings.extend(namespaces::found_ids());
     }
-    findings.extend(namespaces::tried(&config.root, kind));
+    findings.extend(namespaces::tried(&config.root, kind, network));
     findings.extend(cgroup::delegation(kind));
     findings.extend(network::way_out(kind));
     findings.extend(limits::all(kind));

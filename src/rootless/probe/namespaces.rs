@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::trial::{self, Step};
-use super::{Finding, NodeKind, number, program};
+use super::{Finding, NetworkTrial, NodeKind, number, program};
 use crate::rootless::subordinate::{self, IDS_WANTED, IdKind, SubordinateError, User};
 
 /// Users' and groups'.
@@ -84,8 +84,8 @@ fn mapped(name: &str, file: &str) -> Finding {
 }
 
 /// A whole node is made in a child, and what containers need is tried in it.
-pub fn tried(root: &Path, kind: NodeKind) -> Vec<Finding> {
-    match trial::run(root, kind) {
+pub fn tried(root: &Path, kind: NodeKind, network: NetworkTrial<'_>) -> Vec<Finding> {
+    match trial::run(root, kind, network) {
         Ok(steps) => steps.into_iter().map(|step| judge(step, kind)).collect(),
         Err(error) => vec![Finding::fail("user namespace", error.to_string(), "see the lines above")],
     }

@@ -11,8 +11,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use serde::{Deserialize, Serialize};
 
-use super::NodeKind;
 use super::places::nearest_existing;
+use super::{NetworkTrial, NodeKind};
 use crate::config::FUSE_OVERLAYFS;
 use crate::rootless::made::write_maps;
 use crate::rootless::subordinate::User;
@@ -92,6 +92,13 @@ const WHITEOUT: Words = (
     "boot Linux 5.8 or newer, or give --root a directory on a local disk",
     false,
 );
+const NETWORK: Words = (
+    "pod network",
+    "pods can have a network of their own: a bridge and its rules (nftables), or the configured CNI plugins",
+    "pods have no network of their own; those on the node's run",
+    "where a module is missing: sudo modprobe -a bridge veth nf_tables; otherwise as the line above says",
+    false,
+);
 const PROC: Words = (
     "/proc for containers",
     "a container gets a /proc of its own",
@@ -126,11 +133,11 @@ impl Step {
 }
 
 /// Tries everything; stops at the first thing without which the next makes no sense.
-pub fn run(root: &Path, kind: NodeKind) -> io::Result<Vec<Step>> {
+pub fn run(root: &Path, kind: NodeKind, network: NetworkTrial<'_>) -> io::Result<Vec<Step>> {
     let place = nearest_existing(root).to_owned();
     let user = User::current();
     let work = |socket: &mut UnixStream| {
-        serde_json::to_string(&steps(&place, kind, socket)).unwrap_or_else(|error| error.to_string())
+        serde_json::to_string(&steps(&place, kind, network, socket)).unwrap_or_else(|error| error.to_string())
     };
     let answer = trial::in_child(PATIENCE, work, |child, socket| map_when_asked(child, socket, kind, &user))?;
     serde_json::from_str(&answer).map_err(|error| io::Error::other(format!("the trial ended early: {error}")))
@@ -150,7 +157,7 @@ fn map_when_asked(child: i32, socket: &mut UnixStream, kind: NodeKind, user: &Us
     Ok(())
 }
 
-fn steps(place: &Path, kind: NodeKind, socket: &mut UnixStream) -> Vec<Step> {
+fn steps(place: &Path, kind: NodeKind, network: NetworkTrial<'_>, socket: &mut UnixStream) -> Vec<Step> {
     let mut steps = Vec::new();
     if kind == NodeKind::Made {
         steps.push(Step::new(USER, Namespace::User.make()));
@@ -164,12 +171,16 @@ fn steps(place: &Path, kind: NodeKind, socket: &mut UnixStream) -> Vec<Step> {
             return steps;
         }
     }
+    // While this process is in the network namespace that pods' would be made in.
+    let here = if kind == NodeKind::Made { Ok(()) } else { (network.here)() };
     let mut others = Namespace::ALL.into_iter().filter(|kind| *kind != Namespace::User);
     let made = others.try_for_each(|kind| kind.make().map_err(|error| named(kind.name(), error)));
     steps.push(Step::new(NODE, made));
     if steps.last().is_some_and(Step::failed) {
         return steps;
     }
+    let network = here.and_then(|()| (network.made)());
+    steps.push(Step::new(NETWORK, network.map_err(io::Error::other)));
     steps.extend(file_systems(place, kind));
     steps.push(Step::new(SEALED, sealed::seal().map(drop)));
     steps.push(Step::new(PROC, own_proc()));

@@ -145,7 +145,8 @@ impl Node {
         self.daemon = Some(child.expect("scripts/test builds cricket"));
     }
 
-    fn in_front(&self, command: Command) -> Command {
+    /// As the daemon is started: see [`Node::enter`].
+    pub fn in_front(&self, command: Command) -> Command {
         let Some((program, arguments)) = self.enter.split_first() else { return command };
         let mut longer = Command::new(program);
         longer.args(arguments).arg(command.get_program()).args(command.get_args());
@@ -268,6 +269,11 @@ impl Node {
             command.env("CRICKET_ROOT", &root).env("CRICKET_STATE", &state);
             command
         })
+    }
+
+    /// What a line of shell says that runs in the node's namespaces.
+    pub fn exec_in_node(&self, line: &str) -> String {
+        text(&succeed(&mut self.cricket(["enter", "--", "sh", "-c", line])).stdout)
     }
 
     /// Kubernetes' own command line, pointed at this node.

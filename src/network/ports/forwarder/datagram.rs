@@ -11,7 +11,8 @@ use nix::sys::socket::{
 };
 use rustix::net::{RecvFlags, SendFlags, SocketType};
 
-use super::dial::{choose, dial, plain};
+use super::super::wire::Forward;
+use super::dial::{dial, plain};
 
 /// The longest datagram there is.
 pub const DATAGRAM_BYTES: usize = 64 << 10;
@@ -69,10 +70,9 @@ fn address_of(address: &SockaddrStorage) -> Option<SocketAddr> {
 
 impl Flow {
     /// Of a client that speaks for the first time.
-    pub fn new(ends: Ends, targets: &[SocketAddr]) -> io::Result<Self> {
+    pub fn new(ends: Ends, forward: &Forward) -> io::Result<Self> {
         let client = plain(ends.client);
-        let target = choose(targets, client.ip()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { pod: dial(SocketType::DGRAM, client, target)?, ends, used: Instant::now() })
+        Ok(Self { pod: dial(SocketType::DGRAM, client, forward)?, ends, used: Instant::now() })
     }
 
     /// Whose it is.

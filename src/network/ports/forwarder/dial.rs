@@ -2,7 +2,7 @@
 //!
 //! The kernel lets us bind an address that is not ours (IP_TRANSPARENT); marks bring the pod's answers back
 //! (`network::builtin`). It cannot be done for a client at a loopback address, nor for one that the pod believes to be
-//! its neighbour: these bear the node's address.
+//! its neighbour, nor where plugins made the pod's network: these bear the node's address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::super::FORWARDED_MARK;
+use super::super::wire::Forward;
 
 /// An address inside an IPv4-mapped one is what it is.
 pub fn plain(address: SocketAddr) -> SocketAddr {
@@ -20,13 +21,15 @@ pub fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 /// The target of the client's family, or else the first.
-pub fn choose(targets: &[SocketAddr], client: IpAddr) -> Option<SocketAddr> {
+fn choose(targets: &[SocketAddr], client: IpAddr) -> Option<SocketAddr> {
     targets.iter().find(|target| target.is_ipv4() == client.is_ipv4()).or(targets.first()).copied()
 }
 
 /// A connected socket (a stream may be on its way still). Nonblocking.
-pub fn dial(kind: SocketType, client: SocketAddr, target: SocketAddr) -> io::Result<OwnedFd> {
-    if in_the_name_of(client, target)
+pub fn dial(kind: SocketType, client: SocketAddr, forward: &Forward) -> io::Result<OwnedFd> {
+    let target = choose(&forward.targets, client.ip()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    if forward.answers_return
+        && in_the_name_of(client, target)
         && let Ok(socket) = dial_as(kind, Some(client), target)
     {
         return Ok(socket);

@@ -245,7 +245,7 @@ impl Forwarder {
         for _ in 0..ACCEPT_ROUNDS {
             let Some(listener) = self.listeners.get(&id) else { return };
             let pod = listener.forward.pod.clone();
-            match stream::accept(&listener.socket, &listener.forward.targets) {
+            match stream::accept(&listener.socket, &listener.forward) {
                 Accepted::New(connection) => self.begin(pod, connection),
                 Accepted::Refused(error) => self.tell(&pod, &error),
                 Accepted::Nobody => return self.rest(id, false),
@@ -328,7 +328,7 @@ impl Forwarder {
         if self.flows.len() >= FLOWS_LIMIT {
             return None;
         }
-        let flow = Flow::new(ends, &self.listeners.get(&listener)?.forward.targets).ok()?;
+        let flow = Flow::new(ends, &self.listeners.get(&listener)?.forward).ok()?;
         let id = self.watch(flow.pod.as_fd(), Source::Flow(self.next + 1), EventFlags::IN).ok()?;
         self.listeners.get_mut(&listener)?.flows.insert(ends, id);
         self.flows.insert(id, (listener, flow));

@@ -8,7 +8,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType};
 
-use super::dial::{choose, dial, plain};
+use super::super::wire::Forward;
+use super::dial::{dial, plain};
 use super::pipe::{Direction, Progress};
 
 /// A connection from a client to a pod.
@@ -35,12 +36,12 @@ pub enum Accepted {
 }
 
 /// Takes in one client and dials its pod.
-pub fn accept(listener: &OwnedFd, targets: &[SocketAddr]) -> Accepted {
+pub fn accept(listener: &OwnedFd, forward: &Forward) -> Accepted {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     match rustix::net::acceptfrom_with(listener, flags) {
         Ok((client, address)) => {
             let address = address.and_then(|address| SocketAddr::try_from(address).ok());
-            match connect(client, address, targets) {
+            match connect(client, address, forward) {
                 Ok(connection) => Accepted::New(Box::new(connection)),
                 Err(error) => Accepted::Refused(error),
             }
@@ -52,10 +53,9 @@ pub fn accept(listener: &OwnedFd, targets: &[SocketAddr]) -> Accepted {
     }
 }
 
-fn connect(client: OwnedFd, address: Option<SocketAddr>, targets: &[SocketAddr]) -> io::Result<Connection> {
+fn connect(client: OwnedFd, address: Option<SocketAddr>, forward: &Forward) -> io::Result<Connection> {
     let address = plain(address.ok_or(io::ErrorKind::AddrNotAvailable)?);
-    let target = choose(targets, address.ip()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let pod = dial(SocketType::STREAM, address, target)?;
+    let pod = dial(SocketType::STREAM, address, forward)?;
     for socket in [&client, &pod] {
         rustix::net::sockopt::set_socket_keepalive(socket, true)?;
         rustix::net::sockopt::set_tcp_nodelay(socket, true)?;
