@@ -10,6 +10,7 @@ mod network;
 mod node;
 mod peers;
 mod pods;
+mod polling;
 mod stages;
 mod table;
 
@@ -46,13 +47,16 @@ struct Args {
     /// Megabytes of log
     #[arg(long, default_value_t = 200)]
     log_megabytes: u64,
+    /// Megabytes through exec
+    #[arg(long, default_value_t = 200)]
+    stream_megabytes: u64,
     /// Give pods the node's network instead of one of their own
     #[arg(long)]
     node_network: bool,
     /// Run containers without a seccomp filter, to see what theirs costs
     #[arg(long)]
     unconfined: bool,
-    /// Only these stages: pods, containers, exec, together, log, rest; and network, which is measured only when named
+    /// Only these stages: pods, containers, exec, stream, together, log, rest; and network, which is measured only when named
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -107,6 +111,9 @@ async fn measure(node: &mut Node, args: &Args) -> anyhow::Result<Table> {
     }
     if args.wants("exec") {
         stages::exec(node, &account, &mut table, 200).await.context("stage exec")?;
+    }
+    if args.wants("stream") {
+        stages::stream(node, &account, &mut table, args.stream_megabytes).await.context("stage stream")?;
     }
     if args.wants("together") {
         stages::together(node, &mut account, &mut table, 10).await.context("stage together")?;

@@ -123,13 +123,16 @@ impl Node {
         Ok(())
     }
 
-    /// Exec, over WebSocket: `cat` of a file of as many bytes, which is made before.
+    /// A file of so many bytes in the container, for [`Node::stream`].
+    pub async fn make_large(&self, id: &str, bytes: u64) -> anyhow::Result<()> {
+        self.exec(id, &["sh", "-c", &format!("head -c {bytes} /dev/zero >/large")]).await
+    }
+
+    /// Exec, over WebSocket: `cat` of that file.
     pub async fn stream(&self, id: &str, bytes: u64) -> anyhow::Result<()> {
-        let make = format!("[ -e /big ] || head -c {bytes} /dev/zero >/big");
-        self.exec(id, &["sh", "-c", &make]).await?;
         let request = cri::ExecRequest {
             container_id: id.to_owned(),
-            cmd: ["cat", "/big"].map(str::to_owned).to_vec(),
+            cmd: ["cat", "/large"].map(str::to_owned).to_vec(),
             stdout: true,
             ..Default::default()
         };

@@ -10,6 +10,7 @@ use super::account::{Account, Kind, Sample};
 use super::memory;
 use super::node::Node;
 use super::pods::Pod;
+use super::polling;
 use super::table::Table;
 
 /// A container that stays.
@@ -20,19 +21,19 @@ const LISTS: u32 = 200;
 const REST: Duration = Duration::from_secs(20);
 
 /// CPU and wall time of what was done since.
-struct Watch<'a> {
+pub struct Watch<'a> {
     account: &'a Account,
     before: Sample,
-    started: Instant,
+    pub started: Instant,
 }
 
 impl<'a> Watch<'a> {
-    fn start(account: &'a Account) -> anyhow::Result<Self> {
+    pub fn start(account: &'a Account) -> anyhow::Result<Self> {
         Ok(Self { account, before: account.sample()?, started: Instant::now() })
     }
 
     /// Total CPU and wall time, each divided by `count`.
-    fn each(&self, count: usize) -> anyhow::Result<(Duration, Duration)> {
+    pub fn each(&self, count: usize) -> anyhow::Result<(Duration, Duration)> {
         let wall = self.started.elapsed();
         let cpu = self.account.sample()?.total().saturating_sub(self.before.total());
         let count = u32::try_from(count)?;
@@ -40,7 +41,7 @@ impl<'a> Watch<'a> {
     }
 
     /// CPU time of one kind.
-    fn of(&self, part: impl Fn(&Sample) -> Duration) -> anyhow::Result<Duration> {
+    pub fn of(&self, part: impl Fn(&Sample) -> Duration) -> anyhow::Result<Duration> {
         Ok(part(&self.account.sample()?).saturating_sub(part(&self.before)))
     }
 }
@@ -230,6 +231,22 @@ pub async fn exec(node: &Node, account: &Account, table: &mut Table, count: usiz
     node.remove_pod(&pod).await
 }
 
+/// `cat` of a large file through the streaming server.
+pub async fn stream(node: &Node, account: &Account, table: &mut Table, megabytes: u64) -> anyhow::Result<()> {
+    let pod = node.run_pod().await?;
+    let id = node.create(&pod, &SLEEP).await?;
+    node.start_container(&id).await?;
+    node.make_large(&id, megabytes * 1_000_000).await?;
+    let watch = Watch::start(account)?;
+    node.stream(&id, megabytes * 1_000_000).await?;
+    let (cpu, wall) = watch.each(1)?;
+    let throughput = megabytes as f64 / wall.as_secs_f64();
+    let what = format!("exec cat of {megabytes} MB ({throughput:.0} MB/s)");
+    table.cpu(what, cpu, wall, Some(megabytes as f64));
+    node.remove_container(&id).await?;
+    node.remove_pod(&pod).await
+}
+
 /// Pods at once.
 pub async fn together(node: &mut Node, account: &mut Account, table: &mut Table, count: usize) -> anyhow::Result<()> {
     let before = account.sample()?.total();
@@ -278,6 +295,10 @@ pub async fn rest(node: &Node, account: &Account, table: &mut Table, most: usize
         memory_of(node, account, table, step)?;
     }
     list(node, account, table, most, if most == 100 { Some(0.1) } else { None }).await?;
+    let first = pods.first().and_then(|(_, ids)| ids.first()).context("a container")?.clone();
+    polling::status(node, account, table, &first, most).await?;
+    polling::lists(node, account, table, most).await?;
+    polling::minute(node, account, table, most).await?;
     for (containers, goal) in [(3, 0.2), (5, 0.5)] {
         for (pod, ids) in &mut pods {
             while ids.len() < containers {
@@ -288,6 +309,7 @@ pub async fn rest(node: &Node, account: &Account, table: &mut Table, most: usize
         }
         list(node, account, table, most * containers, (most == 100).then_some(goal)).await?;
     }
+    polling::status(node, account, table, &first, most * 5).await?;
     let watch = Watch::start(account)?;
     tokio::time::sleep(REST).await;
     let (cpu, _) = watch.each(1)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::pod::capabilities;
 use crate::pod::error::PodError;
+use crate::sys::{propagation, trial};
 
 /// Longest text that is read from /proc.
 const TEXT_LIMIT_BYTES: u64 = 64 << 10;
@@ -23,8 +24,10 @@ pub(crate) struct Facts {
     pub(crate) users: Vec<(u32, u32)>,
     /// The same of group ids.
     pub(crate) groups: Vec<(u32, u32)>,
-    /// The kernel lets somebody make user namespaces.
+    /// The kernel made a user namespace for us.
     pub(crate) user_namespaces: bool,
+    /// The kernel made a mount read-only with all below it.
+    pub(crate) recursive_read_only: bool,
     /// AppArmor profiles can be applied.
     pub(crate) apparmor: bool,
     /// SELinux labels can be applied.
@@ -43,7 +46,8 @@ impl Facts {
             capabilities: capabilities::of_mask(mask),
             users: text("/proc/self/uid_map")?.lines().filter_map(range).collect(),
             groups: text("/proc/self/gid_map")?.lines().filter_map(range).collect(),
-            user_namespaces: text("/proc/sys/user/max_user_namespaces").is_ok_and(|t| t.trim() != "0"),
+            user_namespaces: tried("user namespaces", trial::user_namespace()),
+            recursive_read_only: tried("recursive read-only mounts", propagation::try_read_only_below()),
             apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with('Y')),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })
@@ -53,6 +57,14 @@ impl Facts {
     pub(crate) fn maps_group(&self, id: u32) -> bool {
         self.groups.iter().any(|(first, count)| id >= *first && id - first < *count)
     }
+}
+
+/// Whether it worked; why not is for whoever wonders about the features in Status.
+fn tried(what: &str, result: std::io::Result<()>) -> bool {
+    if let Err(error) = &result {
+        tracing::info!(%error, "{what} are not offered: the kernel refuses them here");
+    }
+    result.is_ok()
 }
 
 fn text(path: &str) -> Result<String, PodError> {

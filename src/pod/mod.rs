@@ -437,6 +437,11 @@ impl Pods {
         user_namespace::is_possible(&self.context.facts)
     }
 
+    /// Whether a mount can be read-only with all that is mounted below it.
+    pub fn has_recursive_read_only(&self) -> bool {
+        self.context.facts.recursive_read_only
+    }
+
     /// Why pods have no network of their own, where they have none.
     pub async fn network_missing(&self) -> Option<String> {
         self.context.networks.missing().await

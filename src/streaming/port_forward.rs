@@ -71,7 +71,7 @@ impl Place {
         // A client without request ids opens the data stream right after its error stream.
         let key = match header("requestid") {
             Some(id) => format!("request {id} {port}"),
-            None => format!("stream {} {port}", stream.id - if is_data { 2 } else { 0 }),
+            None => format!("stream {} {port}", stream.id.checked_sub(if is_data { 2 } else { 0 })?),
         };
         Some(Self { key, port, is_data })
     }

@@ -44,6 +44,24 @@ pub fn set(mount: BorrowedFd<'_>, propagation: Propagation) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether a mount can be made read-only with all that is mounted below it: done with a detached copy of /proc.
+pub fn try_read_only_below() -> io::Result<()> {
+    let copy = super::overlay::clone_whole_tree(Path::new("/proc"))?;
+    let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is an empty C string, the attributes outlive the call and their size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            copy.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const read_only,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The mount that `path` is on: its mount point, and how mounts below it travel. Shared wins where it is a slave too.
 pub fn of(path: &Path) -> io::Result<(PathBuf, Propagation)> {
     let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;

@@ -37,7 +37,8 @@ fn handlers(services: &Services) -> Vec<String> {
 
 fn handler(name: &str, services: &Services) -> RuntimeHandler {
     let user_namespaces = services.pods().is_ok_and(crate::pod::Pods::has_user_namespaces);
-    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
+    let recursive_read_only_mounts = services.pods().is_ok_and(crate::pod::Pods::has_recursive_read_only);
+    let features = RuntimeHandlerFeatures { recursive_read_only_mounts, user_namespaces };
     RuntimeHandler { name: name.to_owned(), features: Some(features) }
 }
 
