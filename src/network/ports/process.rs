@@ -27,8 +27,8 @@ const LOG: &str = "forwarder.log";
 const RECORD_VERSION: u32 = 1;
 /// Daemons that wait to be let in.
 const BACKLOG: i32 = 8;
-/// The forwarder never waits for anything; a loaded machine may.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The forwarder never waits for anything; a machine with more work than processors does.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// For it to end when it is asked.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -93,7 +93,13 @@ impl Link {
     /// Asks, and waits for the answer.
     pub fn ask(&self, request: &Request, sockets: &[BorrowedFd<'_>]) -> io::Result<Reply> {
         wire::send(&self.socket, request, sockets)?;
-        let (reply, _) = wire::receive::<Reply>(&self.socket)?.ok_or(io::ErrorKind::ConnectionReset)?;
+        let answer = wire::receive::<Reply>(&self.socket).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", PATIENCE.as_secs()))
+            }
+            _ => error,
+        });
+        let (reply, _) = answer?.ok_or(io::ErrorKind::ConnectionReset)?;
         match reply.error {
             Some(error) => Err(io::Error::other(error)),
             None => Ok(reply),
