@@ -141,7 +141,7 @@ fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
         let (one, two) = (Pod::start(), Pod::start());
         let first = network().set_up(one.request()).await.expect("set up");
         let network = network();
-        network.adopt(&one.id, &first, one.namespace(), one.request().holder, Vec::new()).await.expect("adopted");
+        network.adopt(&one.id, &first, Vec::new()).await.expect("adopted");
         let second = network.set_up(two.request()).await.expect("set up");
         assert!(first.addresses.iter().all(|a| !second.addresses.contains(a)));
         assert!(two.run(&format!("ping -c1 -W5 {}", first.addresses[0])));

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::Settings;
 use super::client::{Client, told};
 use crate::config::Config;
+use crate::daemon;
 use crate::executor::client::{ExecutorError, Supervisor};
 use crate::executor::leftovers;
 use crate::network::outbound::Outbound;
@@ -46,6 +47,7 @@ pub struct Args {
 
 /// Ends it and says what it ended.
 pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let settings = &of_state(settings)?;
     let config = settings.load()?;
     let mut said = Vec::new();
     let living = living_pods(&config.state)?;
@@ -73,6 +75,17 @@ pub fn run(args: Args, settings: &Settings) -> anyhow::Result<ExitCode> {
     }
     said.iter().try_for_each(|line| super::table::say(line))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The state names the instance: the root that its daemon had goes with it.
+fn of_state(settings: &Settings) -> anyhow::Result<Settings> {
+    let config = settings.load()?;
+    let (state, named) = (config.state.display(), &settings.root);
+    match daemon::root_of(&config.state)?.filter(|root| *root != config.root) {
+        None => Ok(settings.clone()),
+        Some(root) if named.is_none() => Ok(Settings { root: Some(root), ..settings.clone() }),
+        Some(root) => bail!("the state {state} is that of the root {}: name both, or the state alone", root.display()),
+    }
 }
 
 /// Asks the daemon, if one answers, to stop every pod. What it does not is done without it.

@@ -73,6 +73,11 @@ pub fn pair(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// The root whose daemon had this state last, as far as it says so.
+pub fn root_of(state: &Path) -> Result<Option<PathBuf>, DaemonError> {
+    partner(state)
+}
+
 /// A damaged one says nothing: what it says is only ever a reason to refuse.
 fn partner(directory: &Path) -> Result<Option<PathBuf>, DaemonError> {
     match store::read::<Partner>(&directory.join(PARTNER_FILE)) {

@@ -39,6 +39,9 @@ use crate::streaming::StreamingError;
 use crate::sys;
 
 use guard::UnderWay;
+
+pub use directories::root_of;
+
 use socket::Socket;
 
 /// Threads that drive the gRPC services; the work is elsewhere.
