@@ -22,6 +22,9 @@ use tonic::transport::server::Connected;
 use super::DaemonError;
 use crate::sys;
 
+/// Whose the sockets are that systemd hands over (sd_listen_fds(3)).
+const LISTEN_PID: &str = "LISTEN_PID";
+
 /// Clients at once; the next one waits until one of them goes.
 const CONNECTIONS: usize = 256;
 
@@ -95,8 +98,18 @@ fn handed_over(path: &Path) -> Result<Option<UnixListener>, String> {
     Ok(Some(listener))
 }
 
-/// Refuses a socket on which somebody answers, and what is no socket. Nothing is changed.
+/// Whether systemd started this process with a socket. Nothing is taken over.
+fn is_handed_over() -> bool {
+    let of = std::env::var(LISTEN_PID).ok().and_then(|pid| pid.parse::<u32>().ok());
+    of == Some(std::process::id())
+}
+
+/// Refuses a socket on which somebody answers, and what is no socket. Nothing is changed. On one that systemd hands over it
+/// is systemd who listens.
 pub fn refuse_taken(path: &Path) -> Result<(), DaemonError> {
+    if is_handed_over() {
+        return Ok(());
+    }
     let looked = is_left_over(path).map(|_| ());
     looked.map_err(|problem| DaemonError::Socket { path: path.to_owned(), problem })
 }
