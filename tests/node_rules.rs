@@ -171,16 +171,7 @@ fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
         // The daemon is started anew: what it adopts goes on, what it does not ends.
         let network = self::network().await;
         assert_eq!(other.asks("10.77.0.1 8080"), "web", "also while no daemon is ready");
-        network
-            .adopt(
-                &web.id,
-                &of_web,
-                web.namespace(),
-                ProcessId::own().expect("this process"),
-                vec![tcp(None, 8080, 80)],
-            )
-            .await
-            .expect("adopted");
+        network.adopt(&web.id, &of_web, vec![tcp(None, 8080, 80)]).await.expect("adopted");
         network.settle(Vec::new()).await.expect("settled");
         assert_eq!(web.asks("10.77.0.1 8080"), "web");
         assert!(
