@@ -333,3 +333,22 @@ fn two_networks_in_one_namespace_leave_each_other_alone() {
         dismantle("cricket-0a1b2c").expect("twice");
     });
 }
+
+#[test]
+fn an_interface_whose_bridge_was_removed_is_at_the_next_one() {
+    if !inside("an_interface_whose_bridge_was_removed_is_at_the_next_one") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let pod = Pod::start();
+        let had = network().set_up(pod.request()).await.expect("set up");
+        dismantle("cricket").expect("taken away");
+        let network = network();
+        network.adopt(&pod.id, &had, Vec::new()).await.expect("adopted");
+        assert!(!pod.run("ping -c1 -W1 10.77.0.1"));
+        network.settle(Vec::new()).await.expect("settled");
+        assert!(pod.run("ping -c1 -W5 10.77.0.1"));
+        network.tear_down(&pod.id).await.expect("torn down");
+    });
+}

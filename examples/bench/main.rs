@@ -106,7 +106,7 @@ async fn measure(node: &mut Node, args: &Args) -> anyhow::Result<Table> {
         network::networks(node, &mut account, &mut table, args.pods.min(50)).await.context("stage network")?;
     }
     if args.wants("containers") {
-        let container = stages::containers(node, &account, &mut table, 40).await.context("stage containers")?;
+        let container = stages::containers(node, &account, &mut table, 40, 1).await.context("stage containers")?;
         pods.iter().for_each(|pods| stages::whole_pods(&mut table, pods, container));
     }
     if args.wants("exec") {

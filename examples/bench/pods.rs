@@ -154,25 +154,44 @@ impl Node {
         Ok(())
     }
 
-    /// StopContainer without grace, and RemoveContainer.
-    pub async fn remove_container(&self, id: &str) -> anyhow::Result<()> {
-        let container_id = id.to_owned();
-        let mut runtime = self.runtime.clone();
-        let stop = cri::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
-        runtime.stop_container(stop).await.context("StopContainer")?;
-        runtime.remove_container(cri::RemoveContainerRequest { container_id }).await.context("RemoveContainer")?;
+    /// StopContainer without grace.
+    pub async fn stop_container(&self, id: &str) -> anyhow::Result<()> {
+        let stop = cri::StopContainerRequest { container_id: id.to_owned(), timeout: 0 };
+        self.runtime.clone().stop_container(stop).await.context("StopContainer")?;
         Ok(())
     }
 
-    /// StopPodSandbox and RemovePodSandbox.
-    pub async fn remove_pod(&self, pod: &Pod) -> anyhow::Result<()> {
-        let pod_sandbox_id = pod.id.clone();
-        let mut runtime = self.runtime.clone();
-        let stop = cri::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
-        runtime.stop_pod_sandbox(stop).await.context("StopPodSandbox")?;
-        let remove = cri::RemovePodSandboxRequest { pod_sandbox_id };
-        runtime.remove_pod_sandbox(remove).await.context("RemovePodSandbox")?;
+    /// RemoveContainer, of one that has ended.
+    pub async fn delete_container(&self, id: &str) -> anyhow::Result<()> {
+        let remove = cri::RemoveContainerRequest { container_id: id.to_owned() };
+        self.runtime.clone().remove_container(remove).await.context("RemoveContainer")?;
         Ok(())
+    }
+
+    /// Both.
+    pub async fn remove_container(&self, id: &str) -> anyhow::Result<()> {
+        self.stop_container(id).await?;
+        self.delete_container(id).await
+    }
+
+    /// StopPodSandbox.
+    pub async fn stop_pod(&self, pod: &Pod) -> anyhow::Result<()> {
+        let stop = cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        self.runtime.clone().stop_pod_sandbox(stop).await.context("StopPodSandbox")?;
+        Ok(())
+    }
+
+    /// RemovePodSandbox, of one that is stopped.
+    pub async fn delete_pod(&self, pod: &Pod) -> anyhow::Result<()> {
+        let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        self.runtime.clone().remove_pod_sandbox(remove).await.context("RemovePodSandbox")?;
+        Ok(())
+    }
+
+    /// Both.
+    pub async fn remove_pod(&self, pod: &Pod) -> anyhow::Result<()> {
+        self.stop_pod(pod).await?;
+        self.delete_pod(pod).await
     }
 
     /// Waits until a container has ended.

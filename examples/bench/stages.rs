@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use cricket::proto::cri;
 use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt};
 
 use super::account::{Account, Kind, Sample};
 use super::memory;
@@ -59,6 +60,15 @@ pub async fn warm_up(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Does `work` with each, one after the other or `width` at once; the results are in order.
+async fn each<T, U, F: Future<Output = anyhow::Result<U>>>(
+    items: impl IntoIterator<Item = T>,
+    width: usize,
+    work: impl FnMut(T) -> F,
+) -> anyhow::Result<Vec<U>> {
+    futures_util::stream::iter(items).map(work).buffered(width).try_collect().await
+}
+
 /// Pods that were made, and what that took.
 struct Up {
     pods: Vec<(Pod, Option<String>)>,
@@ -76,45 +86,48 @@ async fn one_up(node: &Node, with_container: bool) -> anyhow::Result<(Pod, Optio
     Ok((pod, Some(id)))
 }
 
-async fn up(node: &Node, account: &Account, count: usize, with_container: bool) -> anyhow::Result<Up> {
+async fn up(node: &Node, account: &Account, count: usize, width: usize, with_container: bool) -> anyhow::Result<Up> {
     let watch = Watch::start(account)?;
-    let mut pods = Vec::new();
-    for _ in 0..count {
-        pods.push(one_up(node, with_container).await?);
-    }
+    let pods = each(0..count, width, |_| one_up(node, with_container)).await?;
     let (cpu, wall) = watch.each(count)?;
     Ok(Up { pods, cpu, wall })
 }
 
-/// Ends pods by another daemon (see account.rs). Answers CPU time since `before`, without what that daemon's start cost,
-/// and the wall time of the end.
+/// What pods' ends took, all together.
+struct Down {
+    /// CPU time since the moment before the pods were made.
+    life: Duration,
+    stop_wall: Duration,
+    /// Of RemovePodSandbox.
+    remove: Duration,
+    remove_wall: Duration,
+}
+
+/// Ends pods by another daemon (see account.rs), whose start is in no figure.
 async fn down(
     node: &mut Node,
     account: &mut Account,
     before: Duration,
     pods: &[(Pod, Option<String>)],
-    at_once: bool,
-) -> anyhow::Result<(Duration, Duration)> {
+    width: usize,
+) -> anyhow::Result<Down> {
     node.restart().await?;
     let start = account.follow(node.daemon_pid())?;
-    let started = Instant::now();
     let node = &*node;
-    let removals = pods.iter().map(|(pod, container)| async move {
+    let started = Instant::now();
+    each(pods, width, async |(pod, container)| {
         if let Some(id) = container {
             node.remove_container(id).await?;
         }
-        node.remove_pod(pod).await
-    });
-    if at_once {
-        try_join_all(removals).await?;
-    } else {
-        for removal in removals {
-            removal.await?;
-        }
-    }
-    let wall = started.elapsed();
-    let all = account.sample()?.total().saturating_sub(before);
-    Ok((all.saturating_sub(start), wall))
+        node.stop_pod(pod).await
+    })
+    .await?;
+    let stop_wall = started.elapsed();
+    let watch = Watch::start(account)?;
+    each(pods, width, |(pod, _)| node.delete_pod(pod)).await?;
+    let (remove, remove_wall) = watch.each(1)?;
+    let life = account.sample()?.total().saturating_sub(before).saturating_sub(start);
+    Ok(Down { life, stop_wall, remove, remove_wall })
 }
 
 /// CPU time of whole pods.
@@ -130,38 +143,48 @@ pub struct Pods {
 /// Whole pods, one after another: with and without a container, with and without a network of their own.
 pub async fn pods(node: &mut Node, account: &mut Account, table: &mut Table, count: usize) -> anyhow::Result<Pods> {
     let n = u32::try_from(count)?;
+    let (run, empty_life) = sandboxes(node, account, table, count, 1).await?;
+    let usual = std::mem::replace(&mut node.network, cri::NamespaceMode::Node);
     let before = account.sample()?.total();
-    let empty = up(node, account, count, false).await?;
-    let (empty_life, empty_down) = down(node, account, before, &empty.pods, false).await?;
-    table.cpu("RunPodSandbox", empty.cpu, empty.wall, Some(5.0));
-    let end = (empty_life / n).saturating_sub(empty.cpu);
-    table.cpu("StopPodSandbox + RemovePodSandbox", end, empty_down / n, None);
-    let run_without_network = run_without_network(node, account, table, count).await?;
+    let bare = up(node, account, count, 1, false).await?;
+    down(node, account, before, &bare.pods, 1).await?;
+    node.network = usual;
+    table.cpu("RunPodSandbox on the node's network", bare.cpu, bare.wall, None);
 
     let before = account.sample()?.total();
-    let full = up(node, account, count, true).await?;
-    let (life, full_down) = down(node, account, before, &full.pods, false).await?;
-    let container = life.saturating_sub(empty_life) / n;
+    let full = up(node, account, count, 1, true).await?;
+    let end = down(node, account, before, &full.pods, 1).await?;
+    let container = end.life.saturating_sub(empty_life) / n;
     table.cpu("container: create, start, stop, remove", container, Duration::ZERO, None);
-    table.cpu("whole life of a pod with a container", life / n, full.wall + full_down / n, Some(16.0));
+    let down_wall = (end.stop_wall + end.remove_wall) / n;
+    table.cpu("whole life of a pod with a container", end.life / n, full.wall + down_wall, Some(16.0));
     table.cpu("  up (wall)", Duration::ZERO, full.wall, None);
-    table.cpu("  stop and remove (wall)", Duration::ZERO, full_down / n, None);
-    Ok(Pods { run: empty.cpu, run_without_network, life: life / n })
+    table.cpu("  stop and remove (wall)", Duration::ZERO, down_wall, None);
+    Ok(Pods { run, run_without_network: bare.cpu, life: end.life / n })
 }
 
-async fn run_without_network(
+/// Pods without containers; answers the CPU time to run one, and that of all their lives.
+async fn sandboxes(
     node: &mut Node,
     account: &mut Account,
     table: &mut Table,
     count: usize,
-) -> anyhow::Result<Duration> {
-    let usual = std::mem::replace(&mut node.network, cri::NamespaceMode::Node);
+    width: usize,
+) -> anyhow::Result<(Duration, Duration)> {
+    let (n, how) = (u32::try_from(count)?, how(width));
     let before = account.sample()?.total();
-    let up = up(node, account, count, false).await?;
-    down(node, account, before, &up.pods, false).await?;
-    node.network = usual;
-    table.cpu("RunPodSandbox on the node's network", up.cpu, up.wall, None);
-    Ok(up.cpu)
+    let empty = up(node, account, count, width, false).await?;
+    let end = down(node, account, before, &empty.pods, width).await?;
+    table.cpu(format!("RunPodSandbox{how}"), empty.cpu, empty.wall, Some(5.0));
+    let stop = (end.life / n).saturating_sub(empty.cpu + end.remove / n);
+    table.cpu(format!("StopPodSandbox{how}"), stop, end.stop_wall / n, None);
+    table.cpu(format!("RemovePodSandbox{how}"), end.remove / n, end.remove_wall / n, None);
+    Ok((empty.cpu, end.life))
+}
+
+/// For the table.
+fn how(width: usize) -> String {
+    if width == 1 { String::new() } else { format!(", {width} at once") }
 }
 
 /// What the goals are about: sums of what the stages measured, for the kernel tells the CPU time of a living supervisor's
@@ -175,29 +198,32 @@ pub fn whole_pods(table: &mut Table, pods: &Pods, create_and_start: Duration) {
     table.cpu("stop and remove container and pod", end, Duration::ZERO, Some(5.0));
 }
 
-/// Containers in one pod. Answers the CPU time to create and start one.
-pub async fn containers(node: &Node, account: &Account, table: &mut Table, count: usize) -> anyhow::Result<Duration> {
-    let pod = node.run_pod().await?;
-    let create = Watch::start(account)?;
-    let mut ids = Vec::new();
-    for _ in 0..count {
-        ids.push(node.create(&pod, &SLEEP).await?);
-    }
-    let (create, create_wall) = create.each(count)?;
-    let start = Watch::start(account)?;
-    for id in &ids {
-        node.start_container(id).await?;
-    }
-    let (start, start_wall) = start.each(count)?;
-    let remove = Watch::start(account)?;
-    for id in &ids {
-        node.remove_container(id).await?;
-    }
-    let (remove, remove_wall) = remove.each(count)?;
-    table.cpu("CreateContainer", create, create_wall, None);
-    table.cpu("StartContainer", start, start_wall, None);
-    table.cpu("Create + StartContainer", create + start, create_wall + start_wall, Some(6.0));
-    table.cpu("StopContainer + RemoveContainer", remove, remove_wall, None);
+/// Containers in one pod, one after the other and so many at once. Answers the CPU time to create and start one.
+pub async fn containers(
+    node: &Node,
+    account: &Account,
+    table: &mut Table,
+    count: usize,
+    width: usize,
+) -> anyhow::Result<Duration> {
+    let (pod, how) = (node.run_pod().await?, how(width));
+    let watch = Watch::start(account)?;
+    let ids = each(0..count, width, |_| node.create(&pod, &SLEEP)).await?;
+    let (create, create_wall) = watch.each(count)?;
+    let watch = Watch::start(account)?;
+    each(&ids, width, |id| node.start_container(id)).await?;
+    let (start, start_wall) = watch.each(count)?;
+    let watch = Watch::start(account)?;
+    each(&ids, width, |id| node.stop_container(id)).await?;
+    let (stop, stop_wall) = watch.each(count)?;
+    let watch = Watch::start(account)?;
+    each(&ids, width, |id| node.delete_container(id)).await?;
+    let (remove, remove_wall) = watch.each(count)?;
+    table.cpu(format!("CreateContainer{how}"), create, create_wall, None);
+    table.cpu(format!("StartContainer{how}"), start, start_wall, None);
+    table.cpu(format!("Create + StartContainer{how}"), create + start, create_wall + start_wall, Some(6.0));
+    table.cpu(format!("StopContainer{how}"), stop, stop_wall, None);
+    table.cpu(format!("RemoveContainer{how}"), remove, remove_wall, None);
     node.remove_pod(&pod).await?;
     Ok(create + start)
 }
@@ -247,14 +273,16 @@ pub async fn stream(node: &Node, account: &Account, table: &mut Table, megabytes
     node.remove_pod(&pod).await
 }
 
-/// Pods at once.
+/// Pods at once: empty ones, and whole ones with a container.
 pub async fn together(node: &mut Node, account: &mut Account, table: &mut Table, count: usize) -> anyhow::Result<()> {
+    sandboxes(node, account, table, count, count).await?;
+    containers(node, account, table, count, count).await?;
     let before = account.sample()?.total();
     let started = Instant::now();
-    let pods = try_join_all((0..count).map(|_| one_up(node, true))).await?;
+    let full = up(node, account, count, count, true).await?;
     let up_wall = started.elapsed();
-    let (life, down_wall) = down(node, account, before, &pods, true).await?;
-    let life = life / u32::try_from(count)?;
+    let end = down(node, account, before, &full.pods, count).await?;
+    let (life, down_wall) = (end.life / u32::try_from(count)?, end.stop_wall + end.remove_wall);
     table.cpu(format!("{count} pods at once, whole life of one"), life, up_wall + down_wall, Some(16.0));
     table.cpu("  all up (wall; goal 150 ms)", Duration::ZERO, up_wall, None);
     table.cpu("  all stopped and removed (wall)", Duration::ZERO, down_wall, None);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cricket::proto::cri;
 
-use crate::node::{Node, container, eventually, pod, processes_with, succeed};
+use crate::node::{Node, container, eventually, fail, pod, processes_with, succeed, text};
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /// Far below what calls under way may take.
@@ -64,6 +64,20 @@ async fn stop_pods_ends_each_container_by_its_own_signal() {
     eventually("it traps", || said().contains("ready").then_some(())).await;
     succeed(&mut node.cricket(["stop", "--pods"]));
     assert!(said().contains("by its own signal") && !said().contains("by another"), "{}", said());
+    node.wait_for_death().await;
+    node.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_state_alone_names_the_instance_that_is_stopped() {
+    let mut node = Node::start().await;
+    let elsewhere = node.dir.join("elsewhere");
+    let (_, said) = fail(node.cricket(["--root"]).arg(&elsewhere).arg("stop"));
+    assert!(said.contains("is that of the root") && said.contains(&node.root().display().to_string()), "{said}");
+    assert!(!node.is_dead());
+    let daemon = node.daemon_pid();
+    let said = succeed(node.cricket(["stop"]).env_remove("CRICKET_ROOT").env("XDG_DATA_HOME", &elsewhere)).stdout;
+    assert!(text(&said).contains(&format!("ended the daemon (pid {daemon})")), "{}", text(&said));
     node.wait_for_death().await;
     node.assert_nothing_left().await;
 }
