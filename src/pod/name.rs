@@ -7,12 +7,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::pod::error::{PodError, quoted};
 use crate::proto::cri;
 
 /// Longest name, namespace or uid that is taken; Kubernetes' own end at 253.
 const NAME_LIMIT_BYTES: usize = 512;
+
+/// For an answer to be written to its caller's connection. An answer that is noted too late is harmless: the same call
+/// again gets the same object once more.
+const UNTIL_SENT: Duration = Duration::from_millis(100);
 
 /// A pod's metadata: one attempt at one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,14 +112,20 @@ impl Answered {
         self.flag.load(Ordering::Acquire)
     }
 
-    /// Called by the caller's own future after the wait: a cancelled call does not come here.
+    /// Called by the caller's own future after the wait: a cancelled call does not come here. The file follows when
+    /// the answer has left this process: a daemon that dies before that has answered nobody.
     pub(crate) fn mark(&self) {
-        if !self.flag.swap(true, Ordering::AcqRel)
-            && let Err(error) = std::fs::File::create(&self.marker)
-        {
-            // The object may be removed by now; otherwise a retry after a restart gets the object once more.
-            tracing::debug!(marker = %self.marker.display(), %error, "an answer could not be noted");
+        if self.flag.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let marker = self.marker.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(UNTIL_SENT).await;
+            // The object may be removed by now; otherwise a retry after a restart gets the object once more.
+            if let Err(error) = std::fs::File::create(&marker) {
+                tracing::debug!(marker = %marker.display(), %error, "an answer could not be noted");
+            }
+        });
     }
 }
 
