@@ -2,7 +2,7 @@
 //! path leads to is decided by descriptor where it is opened.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 
 use crate::pod::error::{PodError, quoted};
 use crate::sys::owners::IdRange;
+use crate::sys::removal;
 
 /// Longest path that is taken: PATH_MAX.
 const PATH_LIMIT_BYTES: usize = 4096;
@@ -160,16 +161,14 @@ fn give_to_root_of(ids: Option<IdRange>, parent: &OwnedFd, name: &OsStr) -> rust
 
 /// Removes a directory tree; that there is none is fine.
 pub(crate) fn remove_tree(path: &Path) -> Result<(), PodError> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(PodError::io(format_args!("remove {}", path.display()), &e))
-        }
-        _ => Ok(()),
-    }
+    // It goes on while something is put in: marks of answers come late.
+    removal::remove_path(path).map_err(|e| PodError::io(format_args!("remove {}", path.display()), &e.into()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn scratch(name: &str) -> PathBuf {

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use nix::sched::{CloneFlags, setns};
 
 use crate::store::PodId;
+use crate::sys::loopback;
 use crate::sys::namespace::Namespace;
 
 use super::pool::Pool;
@@ -92,6 +93,7 @@ pub fn joinable(namespace: &OwnedFd) -> Result<(), NetworkError> {
 /// Makes bridge and rules of a network in this thread's network namespace, which is thrown away thereafter.
 pub fn attempt(cidrs: Vec<Cidr>) -> Result<(), NetworkError> {
     let node = Namespace::Network.open_own().map_err(NetworkError::kernel("open our network namespace"))?;
+    loopback::up().map_err(NetworkError::kernel("bring the loopback interface up"))?;
     let options = BuiltinOptions { node, name: NETWORK_PREFIX.to_owned(), cidrs, mtu: None, forwarded: true };
     Builtin::start(options).map(drop)
 }
