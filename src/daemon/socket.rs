@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
@@ -27,6 +28,9 @@ const LISTEN_PID: &str = "LISTEN_PID";
 
 /// Clients at once; the next one waits until one of them goes.
 const CONNECTIONS: usize = 256;
+
+/// Clients that may wait to be accepted; the kernel takes less where `net.core.somaxconn` is.
+const BACKLOG: i32 = 1024;
 
 /// A client says its first word within this time, or gives its place to another.
 const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,11 +56,7 @@ impl Socket {
         if is_left_over(path).map_err(wrong)? {
             fs::remove_file(path).map_err(|e| wrong(format!("is left over and cannot be removed: {e}")))?;
         }
-        // Nobody can connect between bind and a chmod; there is one thread, so the mask is nobody else's.
-        let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
-        let listener = UnixListener::bind(path);
-        rustix::process::umask(mask);
-        let listener = listener.map_err(|e| wrong(format!("cannot listen: {e}")))?;
+        let listener = listen(path).map_err(|e| wrong(format!("cannot listen: {e}")))?;
         listener.set_nonblocking(true).map_err(|e| wrong(format!("cannot listen: {e}")))?;
         Ok(Self { path: path.to_owned(), listener, of_systemd: false })
     }
@@ -79,6 +79,15 @@ impl Drop for Socket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Ours alone from its first moment: its file takes the mode that the socket has when it is bound, and no mask is touched.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// The socket that systemd started us with (sd_listen_fds(3)), which has to be the one that clients are told of.

@@ -218,7 +218,17 @@ impl Supervisor {
         }
     }
 
-    /// Every operation that answers nothing: start, signal, remove, resize, reopen, close stdin, pause, shutdown.
+    /// Lets a created container run; answers since when it does (nanoseconds since 1970, by the supervisor's clock; 0 from one
+    /// of an earlier release).
+    pub async fn start(&self, container_id: String) -> Result<i64, ExecutorError> {
+        let op = Op::StartContainer(wire::StartContainer { container_id });
+        match self.request(op, Vec::new(), START_DEADLINE).await?.expect::<0>().map_err(unfit)? {
+            (Answer::Done(done), []) => Ok(done.at),
+            _ => Err(out_of_turn(None)),
+        }
+    }
+
+    /// Every operation that answers nothing: signal, remove, resize, reopen, close stdin, pause, shutdown.
     pub async fn call(&self, op: Op) -> Result<(), ExecutorError> {
         let deadline = deadline_of(&op);
         self.request(op, Vec::new(), deadline).await?.expect::<0>().map_err(unfit)?;
@@ -246,7 +256,6 @@ impl Supervisor {
 /// How long the supervisor may take for an operation that answers nothing.
 fn deadline_of(op: &Op) -> Duration {
     match op {
-        Op::StartContainer(_) => START_DEADLINE,
         Op::RemoveContainer(_) => REMOVE_DEADLINE,
         Op::Shutdown(shutdown) => Duration::from_millis(shutdown.grace_ms) + SHUTDOWN_MARGIN,
         _ => CALL_DEADLINE,

@@ -11,7 +11,7 @@ use crate::executor::client::{ExecutorError, Supervisor};
 use crate::pod::context::{Context, blocking, pass};
 use crate::pod::error::{PodError, PodErrorKind};
 use crate::pod::record::ContainerRecord;
-use crate::pod::{paths, volumes};
+use crate::pod::{events, paths, volumes};
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::request::Op;
 use crate::sys::crash::Point;
@@ -19,22 +19,25 @@ use crate::sys::crash::Point;
 /// How long a process may take to be gone after SIGKILL: it may hang in a dead file system.
 pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Lets the created process run.
-pub(crate) async fn start(supervisor: Supervisor, record: Arc<ContainerRecord>) -> Result<(), PodError> {
-    let container_id = record.id.to_string();
-    if let Err(error) = supervisor.call(Op::StartContainer(wire::StartContainer { container_id })).await {
-        let refused = matches!(&error, ExecutorError::Refused { kind: wire::ErrorKind::FailedPrecondition, .. });
-        if !refused || !runs(&supervisor, &record).await {
-            return Err(error.into());
+/// Lets the created process run; answers since when it does, in nanoseconds since 1970.
+pub(crate) async fn start(supervisor: Supervisor, record: Arc<ContainerRecord>) -> Result<i64, PodError> {
+    let at = match supervisor.start(record.id.to_string()).await {
+        Ok(0) => events::now(),
+        Ok(at) => at,
+        Err(error) => {
+            let refused = matches!(&error, ExecutorError::Refused { kind: wire::ErrorKind::FailedPrecondition, .. });
+            let since = if refused { running_since(&supervisor, &record).await } else { None };
+            since.ok_or(error)?
         }
-    }
-    pass(Point::ContainerStarted).await
+    };
+    pass(Point::ContainerStarted).await?;
+    Ok(at)
 }
 
-/// Started before, by a call whose answer was lost on the way.
-async fn runs(supervisor: &Supervisor, record: &ContainerRecord) -> bool {
-    let state = supervisor.state_of(record.id.as_str()).await;
-    state.is_ok_and(|state| state.is_some_and(|state| state.phase() == wire::ContainerPhase::Running))
+/// Where it was started before, by a call whose answer was lost on the way.
+async fn running_since(supervisor: &Supervisor, record: &ContainerRecord) -> Option<i64> {
+    let state = supervisor.state_of(record.id.as_str()).await.ok()??;
+    (state.phase() == wire::ContainerPhase::Running).then_some(state.started_at)
 }
 
 /// The stop signal; SIGKILL to all of it when `deadline`, which may be moved, has passed.

@@ -69,6 +69,8 @@ pub(crate) type Reply = oneshot::Sender<Result<Answer, PodError>>;
 /// Work that has ended.
 enum Outcome {
     Created(ContainerId, Box<Result<ContainerRecord, PodError>>),
+    /// Since when it runs.
+    Started(ContainerId, Result<i64, PodError>),
     Container(ContainerId, Job, Result<(), PodError>),
     Updated(ContainerId, Box<Result<ContainerRecord, PodError>>),
     PodUpdated(Box<Result<PodRecord, PodError>>),
@@ -221,7 +223,7 @@ impl Driver {
             (Wish::Create(name), Detail::Create(config)) => self.begin_create(name, *config, request.reply),
             (Wish::Start(id), _) => {
                 let work = |driver: &Self, m: &Member| Some(container::start(driver.supervisor.clone()?, m.record()?));
-                self.begin_with(id, Job::Start, request.reply, work);
+                self.begin_with(id, Job::Start, request.reply, work, Outcome::Started);
             }
             (Wish::Stop(id), detail) => {
                 let grace = if let Detail::Stop(grace) = detail { grace } else { Duration::ZERO };
@@ -229,14 +231,18 @@ impl Driver {
                 let work = |driver: &Self, m: &Member| {
                     Some(container::stop(driver.supervisor.clone()?, m.record()?, deadline?, m.ended()))
                 };
-                self.begin_with(id, Job::Stop, request.reply, work);
+                self.begin_with(id, Job::Stop, request.reply, work, |id, result| {
+                    Outcome::Container(id, Job::Stop, result)
+                });
             }
             (Wish::Remove(id), _) => {
                 let work = |driver: &Self, m: &Member| {
                     let context = Arc::clone(&driver.context);
                     Some(container::remove(context, driver.supervisor.clone(), m.record()?, m.ended()))
                 };
-                self.begin_with(id, Job::Remove, request.reply, work);
+                self.begin_with(id, Job::Remove, request.reply, work, |id, result| {
+                    Outcome::Container(id, Job::Remove, result)
+                });
             }
             (Wish::StopPod, _) => self.begin_pod(PodJob::Stop, request.reply),
             (Wish::RemovePod, _) => self.begin_pod(PodJob::Remove, request.reply),
@@ -248,9 +254,16 @@ impl Driver {
         }
     }
 
-    fn begin_with<F>(&mut self, id: ContainerId, job: Job, reply: Reply, work: impl FnOnce(&Self, &Member) -> Option<F>)
-    where
-        F: Future<Output = Result<(), PodError>> + Send + 'static,
+    fn begin_with<T, F>(
+        &mut self,
+        id: ContainerId,
+        job: Job,
+        reply: Reply,
+        work: impl FnOnce(&Self, &Member) -> Option<F>,
+        outcome: fn(ContainerId, Result<T, PodError>) -> Outcome,
+    ) where
+        T: Send + 'static,
+        F: Future<Output = Result<T, PodError>> + Send + 'static,
     {
         let work = self.members.get(&id).and_then(|member| work(self, member));
         let Some(work) = work else {
@@ -261,7 +274,7 @@ impl Driver {
             member.job = Some(job);
         }
         let subject = Subject::Container(id.clone(), job);
-        self.spawn(subject, reply, async move { Outcome::Container(id, job, work.await) });
+        self.spawn(subject, reply, async move { outcome(id, work.await) });
     }
 
     fn begin_update(&mut self, id: ContainerId, change: cri::LinuxContainerResources, reply: Reply) {
@@ -380,6 +393,7 @@ impl Driver {
     async fn conclude(&mut self, outcome: Outcome) -> Result<Answer, PodError> {
         match outcome {
             Outcome::Created(id, result) => self.on_created(id, *result),
+            Outcome::Started(id, result) => self.on_started(&id, result),
             Outcome::Container(id, job, result) => self.on_container(&id, job, result),
             Outcome::Updated(id, result) => {
                 let member = self.members.get_mut(&id).expect("work on a container keeps it");
@@ -430,18 +444,21 @@ impl Driver {
         }
     }
 
+    fn on_started(&mut self, id: &ContainerId, result: Result<i64, PodError>) -> Result<Answer, PodError> {
+        let member = self.members.get_mut(id).expect("work on a container keeps it");
+        member.job = None;
+        member.started(result.map_err(|e| e.of(&member.whom))?);
+        let answered = member.answers.started.clone();
+        self.publish();
+        self.say(id, ContainerEventType::ContainerStartedEvent);
+        Ok(Answer::Container(id.clone(), answered))
+    }
+
     fn on_container(&mut self, id: &ContainerId, job: Job, result: Result<(), PodError>) -> Result<Answer, PodError> {
         let member = self.members.get_mut(id).expect("work on a container keeps it");
         member.job = None;
         result.map_err(|e| e.of(&member.whom))?;
         match job {
-            Job::Start => {
-                member.started();
-                let answered = member.answers.started.clone();
-                self.publish();
-                self.say(id, ContainerEventType::ContainerStartedEvent);
-                return Ok(Answer::Container(id.clone(), answered));
-            }
             Job::Remove => {
                 self.members.remove(id);
                 self.context.table.remove_container(id);
@@ -449,7 +466,7 @@ impl Driver {
                 self.publish();
                 self.say(id, ContainerEventType::ContainerDeletedEvent);
             }
-            Job::Create | Job::Stop | Job::Update => {}
+            Job::Create | Job::Start | Job::Stop | Job::Update => {}
         }
         Ok(Answer::Done)
     }

@@ -113,10 +113,10 @@ impl Member {
         self.record = Some(Arc::new(record));
     }
 
-    /// It was let run. Its end may have been heard before.
-    pub(crate) fn started(&mut self) {
+    /// It runs since `at`. Its end may have been heard before.
+    pub(crate) fn started(&mut self, at: i64) {
         if self.phase == Phase::Created {
-            (self.phase, self.started_at) = (Phase::Running, now());
+            (self.phase, self.started_at) = (Phase::Running, at);
         }
     }
 
@@ -195,7 +195,7 @@ mod tests {
     fn an_end_heard_before_the_start_is_answered_stays_the_end() {
         let mut member = member();
         assert!(member.exited(wire::ContainerExit { exit_code: 3, started_at: 7, ..Default::default() }));
-        member.started();
+        member.started(5);
         assert_eq!(member.phase, Phase::Exited);
         assert!(*member.ended().borrow());
         assert!(!member.exited(wire::ContainerExit::default()), "an end is told once");

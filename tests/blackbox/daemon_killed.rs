@@ -15,6 +15,7 @@ struct Writer {
     pod: String,
     container: String,
     pid: u32,
+    started_at: i64,
 }
 
 /// A pod whose container writes numbered lines without end.
@@ -25,7 +26,8 @@ async fn writer(node: &Node, number: usize) -> Writer {
     let command = ["demo", "lines", "0", EVERY_MS, &name];
     let container = node.start_container(&pod, container("main", &command), &config).await;
     let pid = eventually("its process is there", || processes_with(&name).first().copied()).await;
-    Writer { name, pod, container, pid }
+    let started_at = node.container_status(&container).await.started_at;
+    Writer { name, pod, container, pid, started_at }
 }
 
 async fn lines_more_than(node: &Node, writers: &[Writer], count: usize) {
@@ -65,6 +67,7 @@ async fn killing_the_daemon_restarts_no_container_and_loses_no_line() {
     for writer in &writers {
         let status = node.container_status(&writer.container).await;
         assert_eq!(status.state(), cri::ContainerState::ContainerRunning, "{}", writer.name);
+        assert_eq!(status.started_at, writer.started_at, "{}", writer.name);
         assert_eq!(processes_with(&writer.name), [writer.pid], "{} was not restarted", writer.name);
         assert_eq!(node.pod_status(&writer.pod).await.state(), cri::PodSandboxState::SandboxReady);
     }

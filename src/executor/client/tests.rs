@@ -160,7 +160,7 @@ async fn a_reply_with_descriptors_that_nobody_asked_for_is_refused() {
     let directory = StateDir::new("surplus");
     let other = fake(&directory.0, PROTOCOL_VERSION, |socket| {
         let (id, _, _) = next(socket).expect("a request");
-        answer(socket, id, Answer::Empty(wire::Empty {}), &[socket.as_fd()]);
+        answer(socket, id, Answer::Done(wire::Done::default()), &[socket.as_fd()]);
     });
     let (supervisor, _) = Supervisor::connect(&directory.0).await.expect("connected");
     let refused = supervisor.call(start("a")).await;
@@ -179,7 +179,7 @@ async fn events_that_nobody_reads_yet_hold_back_no_reply_and_none_is_lost() {
             tell(socket, Kind::LogTrouble(trouble));
         }
         let (id, _, _) = next(socket).expect("a request");
-        answer(socket, id, Answer::Empty(wire::Empty {}), &[]);
+        answer(socket, id, Answer::Done(wire::Done::default()), &[]);
         tell(socket, exec_exit(MANY));
     });
     let (supervisor, _) = Supervisor::connect(&directory.0).await.expect("connected");
@@ -207,10 +207,10 @@ async fn a_call_that_is_dropped_is_forgotten_and_its_late_reply_is_closed() {
     let other = fake(&directory.0, PROTOCOL_VERSION, move |socket| {
         let (id, _, _) = next(socket).expect("a request");
         wait.recv().expect("the caller has gone");
-        answer(socket, id, Answer::Empty(wire::Empty {}), &[writer.as_fd()]);
+        answer(socket, id, Answer::Done(wire::Done::default()), &[writer.as_fd()]);
         drop(writer);
         let (id, _, _) = next(socket).expect("another");
-        answer(socket, id, Answer::Empty(wire::Empty {}), &[]);
+        answer(socket, id, Answer::Done(wire::Done::default()), &[]);
     });
     let (supervisor, _) = Supervisor::connect(&directory.0).await.expect("connected");
     let call = supervisor.connect_port(80);

@@ -94,7 +94,7 @@ fn the_end_of_a_connection_and_an_empty_socket_are_told_apart() {
     drop(left);
     assert!(matches!(receive_reply(&right), Err(ProtocolError::Closed)));
     assert!(matches!(send(&right, &reply(1, "x"), &[]), Err(ProtocolError::Closed)));
-    assert!(matches!(encode(&wire::Empty {}), Err(ProtocolError::Empty)));
+    assert!(matches!(encode(&wire::Done::default()), Err(ProtocolError::Empty)));
 }
 
 #[test]

@@ -42,7 +42,12 @@ pub struct Answer {
 impl Answer {
     /// Done, nothing to tell.
     pub fn empty() -> Self {
-        Self::of(reply::Result::Empty(wire::Empty {}))
+        Self::of(reply::Result::Done(wire::Done::default()))
+    }
+
+    /// Done at a time that the daemon tells its clients.
+    pub fn done_at(at: i64) -> Self {
+        Self::of(reply::Result::Done(wire::Done { at }))
     }
 
     /// Without descriptors.

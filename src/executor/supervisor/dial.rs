@@ -70,7 +70,7 @@ impl Pod {
         self.reactor.forget(dial.socket.as_fd(), &Source::Dial(id));
         let error = match rustix::net::sockopt::socket_error(&dial.socket) {
             Ok(Ok(())) => {
-                let result = reply::Result::Empty(wire::Empty {});
+                let result = reply::Result::Done(wire::Done::default());
                 return self.answer(dial.asker, Ok(Answer { result, descriptors: vec![dial.socket] }));
             }
             Ok(Err(errno)) | Err(errno) => errno,

@@ -136,14 +136,14 @@ impl Pod {
                 .map_err(|error| Fault::new(ErrorKind::ResourceExhausted, error.to_string()))?;
         }
         self.after_log(&request.container_id);
-        Ok(Answer { result: reply::Result::Empty(wire::Empty {}), descriptors: stdin.into_iter().collect() })
+        Ok(Answer { result: reply::Result::Done(wire::Done::default()), descriptors: stdin.into_iter().collect() })
     }
 
     fn pass_user_namespace(&self) -> Result<Answer> {
         let own = self.user_namespace.as_ref();
         let own = own.ok_or_else(|| Fault::state("the pod has no user namespace of its own"))?;
         let descriptor = own.descriptor().try_clone().map_err(Fault::io("cannot pass the user namespace"))?;
-        Ok(Answer { result: reply::Result::Empty(wire::Empty {}), descriptors: vec![descriptor] })
+        Ok(Answer { result: reply::Result::Done(wire::Done::default()), descriptors: vec![descriptor] })
     }
 
     fn close_stdin(&mut self, id: &str) -> Result<()> {

@@ -50,7 +50,7 @@ impl Pod {
         let Some(report) = container.start_report.take() else { return };
         self.reactor.forget(&report, &Source::StartReport(id.to_owned()));
         container.start_fault = read_fault(&report);
-        let outcome = container.start_fault.clone().map_or(Ok(Answer::empty()), Err);
+        let outcome = container.start_fault.clone().map_or_else(|| Ok(Answer::done_at(container.started_at)), Err);
         if let Some(starter) = container.starter.take() {
             self.answer(starter, outcome);
         }
