@@ -188,6 +188,69 @@ fn a_host_port_is_reached_from_the_node_from_other_pods_and_from_its_own() {
     });
 }
 
+/// A packet of SCTP (RFC 9260): a common header and an INIT, which a kernel without SCTP's sockets passes on as well.
+fn sctp_init(port: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    packet.extend(40_000_u16.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    // Verification tag and checksum; nobody looks at the latter unless told to.
+    packet.extend([0; 8]);
+    let chunk: [&[u8]; 6] = [&[1, 0, 0, 20], &[0, 0, 0, 1], &65_536_u32.to_be_bytes(), &[0, 1], &[0, 1], &[0, 0, 0, 1]];
+    packet.extend(chunk.concat());
+    packet
+}
+
+/// One that hears all of SCTP in this thread's network namespace: the kernel may have no other sockets of it.
+fn sctp_socket() -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+    let socket =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::SCTP));
+    let socket = socket.expect("root of this namespace has raw sockets");
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE)).expect("a limit");
+    socket
+}
+
+#[test]
+fn a_host_port_of_sctp_leads_to_the_pod_and_is_refused_where_only_a_forwarder_could() {
+    let name = "a_host_port_of_sctp_leads_to_the_pod_and_is_refused_where_only_a_forwarder_could";
+    inside(name, || async {
+        let network = network().await;
+        let pod = Pod::start();
+        let port = PortMapping { protocol: Protocol::Sctp, host: None, host_port: 9000, pod_port: 80 };
+        connected(&network, &pod, vec![port]).await;
+        let namespace = pod.namespace();
+        let (ready, listening) = std::sync::mpsc::channel();
+        let arrived = std::thread::spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("the pod's namespace");
+            let socket = sctp_socket();
+            ready.send(()).expect("somebody waits");
+            let mut packet = [0; 128];
+            let length = rustix::io::read(&socket, &mut packet).expect("a packet");
+            packet[..length].to_vec()
+        });
+        listening.recv().expect("it listens");
+        let node = std::net::SocketAddrV4::new([10, 77, 0, 1].into(), 0);
+        rustix::net::sendto(sctp_socket(), &sctp_init(9000), rustix::net::SendFlags::empty(), &node).expect("sent");
+        let packet = arrived.join().expect("it heard one");
+        // After the header of IP: where from, where to.
+        assert_eq!(packet[22..24], 80_u16.to_be_bytes(), "{packet:?}");
+
+        let state = std::env::temp_dir().join(format!("cricket-sctp-{}", std::process::id()));
+        let served = |node: Option<OwnedFd>| {
+            HostPorts::start(PortsOptions { state: state.clone(), executable: "/nowhere".into(), node })
+                .expect("a table")
+        };
+        let asked = |port: PortMapping| PodPorts { whom: "default/web".into(), mappings: vec![port] };
+        let (found, made) = (served(None), served(Some(pod.namespace())));
+        found.reserve(&pod.id, asked(port)).await.expect("the node's rules lead there");
+        let refused = made.reserve(&pod.id, asked(port)).await.expect_err("nothing leads there").to_string();
+        assert!(refused.contains("9000/sctp") && refused.contains("as root"), "{refused}");
+        let loopback = PortMapping { host: Some([127, 0, 0, 1].into()), ..port };
+        let refused = found.reserve(&pod.id, asked(loopback)).await.expect_err("nothing leads there").to_string();
+        assert!(refused.contains("loopback"), "{refused}");
+    });
+}
+
 #[test]
 fn a_pod_cannot_speak_in_anothers_name_nor_take_the_bridge_down() {
     inside("a_pod_cannot_speak_in_anothers_name_nor_take_the_bridge_down", || async {

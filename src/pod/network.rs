@@ -253,9 +253,10 @@ fn of_pod(pod: &PodRecord, mappings: Vec<PortMapping>) -> PodPorts {
 impl From<PortsError> for PodError {
     fn from(error: PortsError) -> Self {
         let kind = match &error {
-            PortsError::Taken { .. } | PortsError::Low { .. } | PortsError::NoAddress { .. } => {
-                PodErrorKind::FailedPrecondition
-            }
+            PortsError::Taken { .. }
+            | PortsError::Low { .. }
+            | PortsError::NoAddress { .. }
+            | PortsError::NotServed { .. } => PodErrorKind::FailedPrecondition,
             PortsError::Socket { .. } | PortsError::Forwarder { .. } => PodErrorKind::Internal,
             PortsError::Ended => PodErrorKind::Unavailable,
         };

@@ -129,6 +129,10 @@ async fn a_taken_port_is_an_error_that_names_who_has_it() {
     if low.trim() != "0" {
         assert!(status.message().contains("net.ipv4.ip_unprivileged_port_start=1"), "{}", status.message());
     }
+    let status = refused(&node, publish(&node, "sctp", &[(cri::Protocol::Sctp, free_port(), 80)])).await;
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+    // Whoever runs this as root has it: tests/node_rules.rs.
+    assert!(status.message().contains("/sctp") && status.message().contains("as root"), "{}", status.message());
     node.remove_pod(&first).await;
     let again = node.run_pod(&publish(&node, "second", &[(cri::Protocol::Tcp, port, 81)])).await;
     node.remove_pod(&again).await;

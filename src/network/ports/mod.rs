@@ -8,12 +8,14 @@
 //!
 //! The sockets are made by the daemon at RunPodSandbox, so a port that is taken is an error there, and then handed to
 //! the forwarder, which outlives the daemon. Which ports a pod has stands in its record; a restarted daemon compares
-//! what the forwarder has with its records ([`HostPorts::settle`]). SCTP is served on the node's addresses only.
+//! what the forwarder has with its records ([`HostPorts::settle`]). The forwarder does not carry SCTP: a port that only
+//! it could serve is refused.
 
 pub mod forwarder;
 mod holder;
 mod mapping;
 mod process;
+mod sctp;
 mod sockets;
 mod table;
 mod wire;
@@ -63,6 +65,14 @@ pub enum PortsError {
     NoAddress {
         /// Which port.
         port: PortMapping,
+    },
+    /// Nothing here carries it.
+    #[error("host port {port}: SCTP cannot be served {why}")]
+    NotServed {
+        /// Which port.
+        port: PortMapping,
+        /// Where, and what to do.
+        why: &'static str,
     },
     /// The kernel refused a socket.
     #[error("host port {port}: no socket on {place}: {source}")]

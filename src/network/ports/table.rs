@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use super::process::{Launch, Link, wait_for_end};
 use super::wire::{Forward, Reply, Request};
-use super::{Destination, Job, PodPorts, PortMapping, PortsError, PortsOptions, Protocol, sockets};
+use super::{Destination, Job, PodPorts, PortMapping, PortsError, PortsOptions, Protocol, sctp, sockets};
 use crate::store::PodId;
 
 const HOST: &str = "the host";
@@ -100,6 +100,8 @@ impl Ports {
     /// See [`super::HostPorts::reserve`].
     pub fn reserve(&mut self, pod: &PodId, ports: PodPorts) -> Result<(), PortsError> {
         self.refuse_taken(pod, &ports)?;
+        let sctp = ports.mappings.iter().filter(|port| port.protocol == Protocol::Sctp);
+        sctp.map(|port| sctp::refuse_unserved(port, self.launch.namespace.is_some())).collect::<Result<(), _>>()?;
         let sockets = self.listen(&ports)?;
         self.pods.insert(pod.clone(), Held { ports, destination: Destination::default(), sockets });
         Ok(())
