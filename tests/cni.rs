@@ -376,6 +376,14 @@ fn of_many_pods_a_third_killed_and_a_third_without_a_link_no_lease_port_link_or_
         }
         let rules = || output("nft", &["list", "ruleset"]).matches("dport 10").count();
         assert!(rules() >= pods.len() && site.leases().len() == 2 * pods.len());
+        // Chains and rules of a pod bear its id, or a name that the plugins make of it.
+        let ids: Vec<String> = pods.iter().map(|(pod, _)| pod.id.to_string()).collect();
+        let of_pods = || {
+            let all = output("nft", &["list", "ruleset"]);
+            let named = ids.iter().filter(|id| all.contains(id.as_str())).count();
+            named + all.matches("chain CNI-DN-").count() + all.matches("10.66.0.").count()
+        };
+        assert!(of_pods() >= 2 * pods.len(), "{}", output("nft", &["list", "ruleset"]));
         // Of the last third the next daemon hears only that they are no more: it finds no namespace.
         let (mut now, mut later) = (Vec::new(), Vec::new());
         for (index, (mut pod, made)) in pods.into_iter().enumerate() {
@@ -396,7 +404,7 @@ fn of_many_pods_a_third_killed_and_a_third_without_a_link_no_lease_port_link_or_
         later.iter_mut().for_each(Pod::kill);
         let daemon = site.network(PATIENCE);
         daemon.collect_garbage(&HashSet::new()).await;
-        assert_eq!((site.leases(), site.kept(), rules()), (vec![], 0, 0));
+        assert_eq!((site.leases(), site.kept(), rules(), of_pods()), (vec![], 0, 0, 0));
         // The kernel takes a link with its namespace, a moment later.
         let deadline = Instant::now() + PATIENCE;
         while links() != before {
@@ -440,7 +448,7 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         site.listener("1.1.0");
         site.configure(&json!({ "cniVersion": "1.1.0", "name": "n", "plugins": [
             { "type": "listener", "mine": 7 },
-            { "type": "listener", "capabilities": { "portMappings": true, "ipRanges": true, "dns": false } },
+            { "type": "listener", "capabilities": { "portMappings": true, "ipRanges": true, "dns": false, "bandwidth": true } },
         ]}));
         let network = site.network(PATIENCE);
         assert_eq!(network.missing().await, None);
@@ -448,6 +456,7 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         let mut pod = Pod::start("web");
         pod.config.port_mappings =
             vec![cri::PortMapping { protocol: 1, container_port: 53, host_port: 5353, host_ip: String::new() }];
+        pod.config.annotations.insert("kubernetes.io/egress-bandwidth".to_owned(), "10M".to_owned());
         let made = network.set_up(pod.request()).await.expect("set up");
         let addresses: Vec<String> = made.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.9.0.5", "fd09::5"]);
@@ -465,7 +474,7 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         let told = &add[1].0["runtimeConfig"];
         assert_eq!(told["portMappings"][0]["hostPort"], 5353);
         assert_eq!(told["ipRanges"], json!([[{ "subnet": "10.77.0.0/16" }]]));
-        assert_eq!(told.get("dns"), None);
+        assert_eq!((told.get("dns"), &told["bandwidth"]["egressRate"]), (None, &json!(10_000_000)));
         let holder = format!("CNI_NETNS=/proc/{}/ns/net\n", pod.holder.id());
         let container = format!("CNI_CONTAINERID={}\n", pod.id);
         for text in [holder.as_str(), &container, "CNI_IFNAME=eth0\n", "K8S_POD_NAME=web;", "IgnoreUnknown=1;"] {

@@ -154,7 +154,12 @@ fn write_bundle(
     image_volumes: Vec<(usize, OwnedFd)>,
 ) -> Result<Bundle, PodError> {
     let (context, pod) = (&work.context, &work.pod);
-    let user = users::resolve(&security(&work.config), &image.config.user, &Databases::read(rootfs.as_fd())?)?;
+    let security = security(&work.config);
+    let mut user = users::resolve(&security, &image.config.user, &Databases::read(rootfs.as_fd())?)?;
+    let mut groups_lost = None;
+    if !context.facts.sets_groups {
+        (user, groups_lost) = user.without_groups(&security)?;
+    }
     let ids = user_namespace::ids(&pod.config);
     user_namespace::check_user(&user, ids)?;
     // Where there are no cgroups for us the specification must name one all the same; nobody makes it.
@@ -191,7 +196,8 @@ fn write_bundle(
     let bytes = serde_json::to_vec(&specification.spec)
         .map_err(|e| PodError::internal(format!("the specification cannot be written: {e}")))?;
     std::fs::write(&path, bytes).map_err(|e| PodError::io(format_args!("write {}", path.display()), &e))?;
-    let (propagations, not_enforced) = (specification.propagations, specification.not_enforced);
+    let (propagations, mut not_enforced) = (specification.propagations, specification.not_enforced);
+    not_enforced.extend(groups_lost);
     Ok(Bundle { rootfs, user, log_path, cgroup, propagations, volumes: volumes.mounts, not_enforced })
 }
 

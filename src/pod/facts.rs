@@ -32,6 +32,8 @@ pub(crate) struct Facts {
     pub(crate) apparmor: bool,
     /// SELinux labels can be applied.
     pub(crate) selinux: bool,
+    /// The kernel lets processes here change their supplementary groups.
+    pub(crate) sets_groups: bool,
 }
 
 impl Facts {
@@ -50,6 +52,7 @@ impl Facts {
             recursive_read_only: tried("recursive read-only mounts", propagation::try_read_only_below()),
             apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with('Y')),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            sets_groups: groups_can_be_set(),
         })
     }
 
@@ -57,6 +60,17 @@ impl Facts {
     pub(crate) fn maps_group(&self, id: u32) -> bool {
         self.groups.iter().any(|(first, count)| id >= *first && id - first < *count)
     }
+}
+
+/// Whoever maps a user namespace without the help of newgidmap has to deny it.
+fn groups_can_be_set() -> bool {
+    let denied = fs::read_to_string("/proc/self/setgroups").is_ok_and(|setting| setting.trim() == "deny");
+    if denied {
+        tracing::warn!(
+            "setgroups is denied in this user namespace: containers run without supplementary groups, and those that ask for some are refused"
+        );
+    }
+    !denied
 }
 
 /// Whether it worked; why not is for whoever wonders about the features in Status.

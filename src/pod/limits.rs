@@ -51,6 +51,30 @@ pub(crate) fn merge(
     }
 }
 
+/// What a pod as a whole may use: its containers' share and what running it costs beside. A limit that the containers have
+/// not got is none: what running costs limits nobody.
+pub(crate) fn whole(
+    containers: &cri::LinuxContainerResources,
+    overhead: &cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    let sum = |own: i64, more: i64| if own > 0 { own.saturating_add(more.max(0)) } else { own };
+    let period =
+        |wish: &cri::LinuxContainerResources| if wish.cpu_period > 0 { wish.cpu_period } else { DEFAULT_PERIOD };
+    // As much processor time in the containers' period as the overhead has in its own.
+    let quota = i128::from(overhead.cpu_quota.max(0)) * i128::from(period(containers)) / i128::from(period(overhead));
+    let both = match overhead.memory_swap_limit_in_bytes {
+        swap if swap > 0 => swap,
+        _ => overhead.memory_limit_in_bytes,
+    };
+    cri::LinuxContainerResources {
+        cpu_quota: sum(containers.cpu_quota, i64::try_from(quota).unwrap_or(i64::MAX)),
+        cpu_shares: sum(containers.cpu_shares, overhead.cpu_shares),
+        memory_limit_in_bytes: sum(containers.memory_limit_in_bytes, overhead.memory_limit_in_bytes),
+        memory_swap_limit_in_bytes: sum(containers.memory_swap_limit_in_bytes, both),
+        ..containers.clone()
+    }
+}
+
 /// Refuses what no kernel would take, before anything is changed.
 pub(crate) fn check(wish: &cri::LinuxContainerResources) -> Result<(), PodError> {
     let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_'));
@@ -198,6 +222,21 @@ mod tests {
         let unlimited = cri::LinuxContainerResources { cpu_quota: -1, memory_limit_in_bytes: -1, ..Default::default() };
         let expected = [("cpu.max", "max 100000"), ("memory.max", "max")];
         assert_eq!(pairs(&unlimited), expected.map(|(file, value)| (file.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn a_pods_limits_are_its_containers_and_its_overhead() {
+        let overhead = cri::LinuxContainerResources {
+            cpu_quota: 10_000,
+            cpu_shares: 24,
+            memory_limit_in_bytes: 16 << 20,
+            ..Default::default()
+        };
+        let sum = whole(&wish(), &overhead);
+        assert_eq!((sum.cpu_quota, sum.cpu_period, sum.cpu_shares), (30_000, 50_000, 1048), "a tenth of a processor");
+        assert_eq!((sum.memory_limit_in_bytes, sum.memory_swap_limit_in_bytes), (80 << 20, 96 << 20));
+        assert_eq!(pairs(&whole(&cri::LinuxContainerResources::default(), &overhead)), [], "nothing is limited");
+        assert_eq!(whole(&wish(), &Default::default()), wish());
     }
 
     #[test]

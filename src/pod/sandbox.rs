@@ -12,7 +12,7 @@ use crate::pod::context::{Context, blocking, caught, hostname, pass, pod_modes, 
 use crate::pod::error::{PodError, quoted};
 use crate::pod::events::now;
 use crate::pod::record::{self, ContainerRecord, PodRecord};
-use crate::pod::{cgroup, files, modules, paths, resources, sysctls, user_namespace, volumes};
+use crate::pod::{cgroup, files, limits, modules, paths, resources, sysctls, update, user_namespace, volumes};
 use crate::proto::supervisor::request::Op;
 use crate::proto::{cri, supervisor as wire};
 use crate::store::{self, PodId};
@@ -46,6 +46,7 @@ pub(crate) fn check(context: &Context, config: &cri::PodSandboxConfig, handler: 
     context.networks.check(config)?;
     let Some(linux) = &config.linux else { return Ok(()) };
     sysctls::check(&linux.sysctls, own_network, own_ipc)?;
+    [&linux.resources, &linux.overhead].into_iter().flatten().try_for_each(limits::check)?;
     let security = linux.security_context.clone().unwrap_or_default();
     user_namespace::check(config, &context.facts)?;
     modules::refuse_selinux(security.selinux_options.as_ref(), &context.facts)
@@ -115,11 +116,15 @@ async fn bring_up(
 }
 
 async fn connect_and_record(
-    context: &Context,
+    context: &Arc<Context>,
     record: &mut PodRecord,
     supervisor: &Supervisor,
 ) -> Result<(), PodError> {
     pass(Point::PodSpawned).await?;
+    if record.config.linux.as_ref().is_some_and(|linux| linux.resources.is_some()) {
+        let (context, limited) = (Arc::clone(context), record.clone());
+        blocking(move || update::limit_pod(&context, &limited)).await?;
+    }
     record.network = context.networks.set_up(record, supervisor).await?;
     pass(Point::PodConnected).await?;
     let (path, copy) = (context.layout.pod_record(&record.id), record.clone());

@@ -119,28 +119,33 @@ pub(crate) async fn pod(
         Some(change) => Some(limits::merge(before.as_ref().unwrap_or(&Default::default()), &change)),
         None => before.clone(),
     };
-    let own = linux.cgroup_parent.is_empty();
     let (overhead, wish) = (merged(&linux.overhead, overhead), merged(&linux.resources, wish));
     for resources in [&overhead, &wish].into_iter().flatten() {
         limits::check(resources)?;
     }
     let mut changed = (*record).clone();
-    changed.config.linux = Some(cri::LinuxPodSandboxConfig { overhead, resources: wish.clone(), ..linux });
+    changed.config.linux = Some(cri::LinuxPodSandboxConfig { overhead, resources: wish, ..linux });
     blocking(move || {
         let path = context.layout.pod_record(&record.id);
         store::write(&path, &changed)?;
-        let cgroups = &context.node.cgroups;
-        let Some(wish) = wish else { return Ok(changed) };
-        let told = match record.cgroup.as_ref().filter(|_| own) {
-            Some(cgroup) => limits::apply(&cgroup::directory(cgroup), &enforceable(&wish, &cgroups.controllers)),
-            None => Ok(Vec::new()),
-        };
-        let mut lost = told.inspect_err(|_| drop(store::write(&path, &*record)))?;
-        lost.extend(resources::resolve(&wish, cgroups).1);
-        for limit in &lost {
-            tracing::warn!(pod = %record.id, "{limit}");
-        }
+        limit_pod(&context, &changed).inspect_err(|_| drop(store::write(&path, &*record)))?;
         Ok(changed)
     })
     .await
+}
+
+/// Limits the pod's cgroup to what its record says, if it is ours, and says what is not enforced. Blocking.
+pub(crate) fn limit_pod(context: &Context, pod: &PodRecord) -> Result<(), PodError> {
+    let cgroups = &context.node.cgroups;
+    let Some(linux) = &pod.config.linux else { return Ok(()) };
+    let Some(containers) = &linux.resources else { return Ok(()) };
+    let wish = limits::whole(containers, &linux.overhead.clone().unwrap_or_default());
+    let mut lost = resources::resolve(&wish, cgroups).1;
+    if let Some(cgroup) = pod.cgroup.as_ref().filter(|_| linux.cgroup_parent.is_empty()) {
+        lost.extend(limits::apply(&cgroup::directory(cgroup), &enforceable(&wish, &cgroups.controllers))?);
+    }
+    for limit in &lost {
+        tracing::warn!(pod = %pod.id, "{limit}");
+    }
+    Ok(())
 }

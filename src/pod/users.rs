@@ -102,6 +102,24 @@ fn id(what: &str, value: i64) -> Result<u32, PodError> {
 }
 
 impl ContainerUser {
+    /// Where the kernel lets nobody change supplementary groups: what the request itself asks for is refused, what only the
+    /// image says is left out and told. The primary group is set another way.
+    pub(crate) fn without_groups(
+        mut self,
+        security: &cri::LinuxContainerSecurityContext,
+    ) -> Result<(Self, Option<String>), PodError> {
+        if let Some(group) = security.supplemental_groups.iter().find(|group| **group != i64::from(self.gid)) {
+            return Err(PodError::precondition(format!(
+                "the supplementary group {group} is asked for, but this node's user namespace denies setgroups: make it with \
+                 newgidmap (unshare --map-root-user --map-auto, rootlesskit)"
+            )));
+        }
+        let lost: Vec<String> = self.groups.iter().filter(|group| **group != self.gid).map(u32::to_string).collect();
+        let told = "groups that the image gives its user are left out (setgroups is denied in this user namespace)";
+        self.groups.clear();
+        Ok((self, (!lost.is_empty()).then(|| format!("{told}: {}", lost.join(", ")))))
+    }
+
     /// Refuses ids that the node does not have: the kernel would, without a name.
     pub(crate) fn check_mapped(&self) -> Result<(), PodError> {
         let groups = [self.gid].into_iter().chain(self.groups.iter().copied());
@@ -307,6 +325,20 @@ mod tests {
         ] {
             assert!(resolve(&bad, &ImageUser::default(), &databases()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn where_no_group_can_be_set_those_asked_for_are_refused_and_the_images_told() {
+        let mut security = wish(Some(1000), "", None);
+        let resolved = |security: &_| resolve(security, &ImageUser::default(), &databases()).expect("a user");
+        let (user, told) = resolved(&security).without_groups(&security).expect("nobody asked");
+        assert_eq!((user.uid, user.gid, user.groups), (1000, 1000, vec![]));
+        assert!(told.expect("two are lost").contains("50000, 60000"));
+        security.supplemental_groups = vec![1000];
+        assert!(resolved(&security).without_groups(&security).is_ok(), "its primary group");
+        security.supplemental_groups = vec![1000, 7];
+        let refused = resolved(&security).without_groups(&security).expect_err("asked for").to_string();
+        assert!(refused.contains("group 7") && refused.contains("setgroups"), "{refused}");
     }
 
     #[test]

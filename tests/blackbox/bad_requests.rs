@@ -86,6 +86,19 @@ async fn malformed_pods_are_refused() {
         ("no namespace", without(|metadata| metadata.namespace.clear())),
         ("no uid", without(|metadata| metadata.uid.clear())),
         (
+            "a limit that is none",
+            Some(cri::PodSandboxConfig {
+                linux: Some(cri::LinuxPodSandboxConfig {
+                    resources: Some(cri::LinuxContainerResources {
+                        unified: [("../memory.max".to_owned(), "1".to_owned())].into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..good.clone()
+            }),
+        ),
+        (
             "a log directory that is not absolute",
             Some(cri::PodSandboxConfig { log_directory: "logs/../..".to_owned(), ..good.clone() }),
         ),

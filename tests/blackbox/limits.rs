@@ -204,6 +204,22 @@ async fn a_pod_without_a_parent_has_its_cgroup_below_crickets_and_a_log_line_com
 }
 
 #[tokio::test]
+async fn a_pods_limits_are_in_the_kernels_files_from_its_beginning() {
+    let Some(base) = cgroups::base_or_skip("whole") else { return };
+    let node = Node::start().await;
+    let mut config = pod(&node, "whole");
+    let linux = config.linux.as_mut().expect("pod() sets it");
+    linux.resources = Some(cri::LinuxContainerResources { cpu_quota: 50_000, ..memory(MEMORY_BYTES) });
+    linux.overhead = Some(memory(MEMORY_BYTES));
+    let pod = node.run_pod(&config).await;
+    let cgroup = cgroups::of(&base, &pod);
+    assert_eq!(cgroups::read(&cgroup, "memory.max"), (2 * MEMORY_BYTES).to_string());
+    assert_eq!(cgroups::read(&cgroup, "cpu.max"), "50000 100000");
+    node.remove_pod(&pod).await;
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
 async fn limits_of_a_running_container_are_changed_in_the_kernel_and_hold() {
     let Some(base) = cgroups::base_or_skip("resize") else { return };
     let mut node = Node::start().await;

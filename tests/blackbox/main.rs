@@ -18,6 +18,7 @@ mod daemon_killed;
 mod damaged_records;
 mod debug_dump;
 mod disk_full;
+mod found_nodes;
 mod handlers;
 mod host_ports;
 mod hostile_images;

@@ -86,6 +86,55 @@ async fn identity_and_limits_are_those_that_were_asked_for() {
     bench.put_away().await;
 }
 
+/// This host may have it; what is asked for is never passed over.
+#[tokio::test]
+async fn what_is_asked_of_selinux_is_refused_by_name() {
+    let bench = Bench::set_up().await;
+    let options = || Some(cri::SeLinuxOption { level: "s0:c1,c2".to_owned(), ..Default::default() });
+    let mut config = shell("labelled", "true");
+    security(&mut config).selinux_options = options();
+    let of_container = bench.refusal(config).await;
+    let mut config = pod(&bench.node, "labelled");
+    config.linux.get_or_insert_default().security_context.get_or_insert_default().selinux_options = options();
+    let request = cri::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+    let of_pod = bench.node.runtime().await.run_pod_sandbox(request).await.expect_err("it is refused");
+    for refused in [of_container, of_pod] {
+        assert!(matches!(refused.code(), Code::FailedPrecondition | Code::Unimplemented), "{refused}");
+        assert!(refused.message().contains("SELinux"), "{refused}");
+    }
+    let mut config = shell("unlabelled", "echo ran");
+    security(&mut config).selinux_options = Some(cri::SeLinuxOption::default());
+    assert_eq!(bench.output("unlabelled", config).await, ["ran"], "what a kubelet sends when nobody asks");
+    bench.put_away().await;
+}
+
+#[tokio::test]
+async fn who_a_container_is_and_where_is_seen_inside_and_told_in_its_status() {
+    let bench = Bench::set_up().await;
+    let mut config = shell(
+        "who",
+        "id -u; id -g; id -G; cat /etc/hostname; hostname; grep -c localhost /etc/hosts; \
+         touch /etc/hosts 2>/dev/null && echo written; sleep 600",
+    );
+    security(&mut config).run_as_user = Some(cri::Int64Value { value: 1000 });
+    security(&mut config).run_as_group = Some(cri::Int64Value { value: 2000 });
+    security(&mut config).supplemental_groups = vec![3000];
+    let id = bench.node.start_container(&bench.pod, config, &bench.config).await;
+    let log = bench.node.log_of("bench", "who");
+    let lines = eventually("its words", || {
+        let lines: Vec<String> = log_lines(&log).into_iter().map(|line| line.content).collect();
+        (lines.len() >= 6).then_some(lines)
+    })
+    .await;
+    assert_eq!(lines[..3], ["1000", "2000", "2000 3000"], "{lines:?}");
+    // The pod is on the node's network, so it has the node's name.
+    assert!(lines[3] == lines[4] && !lines[3].is_empty() && lines[5] != "0", "{lines:?}");
+    assert_eq!(lines.len(), 6, "another user's file: {lines:?}");
+    let user = bench.node.container_status(&id).await.user.and_then(|user| user.linux).expect("told");
+    assert_eq!((user.uid, user.gid, user.supplemental_groups), (1000, 2000, vec![2000, 3000]));
+    bench.put_away().await;
+}
+
 #[tokio::test]
 async fn containers_of_a_pod_share_memory_and_devices_can_have_other_names() {
     let bench = Bench::set_up().await;

@@ -45,7 +45,7 @@ fn shell(name: &str, pid: cri::NamespaceMode, script: &str) -> cri::ContainerCon
 }
 
 /// The ids that the node has from 0 on, as its own processes see them.
-fn ids_of(node: &Node) -> u64 {
+pub fn ids_of(node: &Node) -> u64 {
     let table = text(&succeed(&mut node.enter()(&["cat", "/proc/self/uid_map"])).stdout);
     table.lines().map(|line| line.split_whitespace().last().and_then(|n| n.parse::<u64>().ok()).expect("a count")).sum()
 }

@@ -59,12 +59,21 @@ pub fn set_ids(process: &Process) -> Result<()> {
     let groups: Vec<Gid> = user.additional_gids.iter().map(|&gid| Gid::from_raw(gid)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_keep_capabilities(true).map_err(Fault::io("cannot keep capabilities"))?;
-    rustix::thread::set_thread_groups(&groups).map_err(Fault::io("cannot set the supplementary groups"))?;
+    match rustix::thread::set_thread_groups(&groups) {
+        // The user namespace denies it to everybody, so the daemon asks for no group.
+        Err(rustix::io::Errno::PERM) if groups.is_empty() && may_set_groups()? => {}
+        outcome => outcome.map_err(Fault::io("cannot set the supplementary groups"))?,
+    }
     rustix::thread::set_thread_res_gid(gid, gid, gid)
         .map_err(Fault::io(format!("cannot become group {}", user.gid)))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(Fault::io(format!("cannot become user {}", user.uid)))?;
     rustix::process::umask(Mode::from_raw_mode(user.umask.unwrap_or(DEFAULT_UMASK)));
     Ok(())
+}
+
+fn may_set_groups() -> Result<bool> {
+    let had = rustix::thread::capabilities(None).map_err(Fault::io("cannot read capabilities"))?;
+    Ok(had.effective.contains(CapabilitySet::SETGID))
 }
 
 /// While there still is a capability to do it with.

@@ -12,6 +12,11 @@ pub const SERVER: &str = "server";
 pub const CRASHER: &str = "crasher";
 pub const WRITER: &str = "writer";
 pub const TALKER: &str = "talker";
+/// The pod that has users of its own, and its container.
+pub const USERS_POD: &str = "users-standalone";
+pub const USERS: &str = "users";
+/// How many a kubelet gives it.
+pub const USERS_OF_POD: u64 = 65_536;
 /// What the server answers; the init container wrote it.
 pub const PAGE: &str = "written by the init container";
 
@@ -41,6 +46,28 @@ pub fn pod(node: &Node) -> Value {
                     { "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } },
                 ] } },
             ],
+        },
+    })
+}
+
+/// With users of its own.
+pub fn users_pod() -> Value {
+    assert_eq!(USERS_POD, format!("users-{HOST}"));
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "users", "namespace": "default" },
+        "spec": {
+            "hostUsers": false,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": USERS,
+                "image": IMAGE,
+                "imagePullPolicy": "Never",
+                "command": ["sh", "-c", "touch /mine/file && stat -c %u:%g /mine/file >/mine/owner; sleep 600"],
+                "volumeMounts": [{ "name": "mine", "mountPath": "/mine" }],
+            }],
+            "volumes": [{ "name": "mine", "emptyDir": {} }],
         },
     })
 }

@@ -10,8 +10,9 @@ use std::process::Stdio;
 
 use crate::node::{Node, eventually_async, succeed, text};
 
+use crate::user_namespaces::ids_of;
 use kubelet::{Kubelet, State};
-use manifests::{CRASHER, PAGE, POD, SERVER, TALKER, WRITER};
+use manifests::{CRASHER, PAGE, POD, SERVER, TALKER, USERS, USERS_OF_POD, USERS_POD, WRITER};
 
 #[tokio::test]
 #[ignore = "needs a kubelet: scripts/test kubelet"]
@@ -45,6 +46,7 @@ async fn a_kubelet_runs_static_pods_and_neither_restart_restarts_them() {
     let farewell = node.dir.join("shared/farewell");
     eventually_async("the hook before the end has run", async || farewell.exists().then_some(())).await;
     eventually_async("the pod is gone", async || kubelet.pods().is_empty().then_some(())).await;
+    users_of_its_own(&kubelet, &node).await;
     kubelet.stop();
     node.stop_and_account().await;
 }
@@ -82,6 +84,25 @@ fn sessions(kubelet: &Kubelet) {
     forward.stdin.take().expect("its input").write_all(request).expect("written");
     let answer = text(&forward.wait_with_output().expect("its end").stdout);
     assert!(answer.starts_with("HTTP/1.1 200") && answer.trim_end().ends_with(PAGE), "{answer}");
+}
+
+/// `hostUsers: false`: the kubelet gives the pod the first range of ids behind those of the node's own.
+async fn users_of_its_own(kubelet: &Kubelet, node: &Node) {
+    let has = ids_of(node);
+    if has < 2 * USERS_OF_POD {
+        println!("skipped: a pod with users of its own needs {} ids in the node, which has {has}", 2 * USERS_OF_POD);
+        return;
+    }
+    kubelet.place(&manifests::users_pod());
+    kubelet.until("the pod with its own users runs", |pod| pod.container(USERS).is_ready.then_some(())).await;
+    let path = format!("/run/default/{USERS_POD}/{USERS}?cmd={}", encoded("cat /proc/self/uid_map /mine/owner"));
+    let said = kubelet.post(&path);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let outside: u64 = words.get(1).and_then(|word| word.parse().ok()).expect("a map");
+    assert!(outside >= USERS_OF_POD, "{said}");
+    assert_eq!((words[0], words[2], words[3]), ("0", USERS_OF_POD.to_string().as_str(), "0:0"), "{said}");
+    kubelet.take_away();
+    eventually_async("the pod is gone", async || kubelet.pods().is_empty().then_some(())).await;
 }
 
 /// For a URL's query.
