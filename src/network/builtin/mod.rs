@@ -4,6 +4,7 @@ mod connections;
 mod nftables;
 mod route;
 mod rules;
+mod stand_in;
 mod thread;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use super::pool::Pool;
 use super::ports::{PortMapping, Protocol, RETURNING_MARK};
 use super::{Cidr, NetworkError, PodNetwork};
 
+pub use stand_in::stand_in;
 pub use thread::BuiltinThread;
 
 use route::{Ends, RouteSocket};

@@ -33,12 +33,14 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::store::PodId;
 use crate::sys::process::ProcessId;
 
+use super::builtin::stand_in;
 use super::{Cidr, PodNetwork, PodRequest};
 
 use arguments::Arguments;
 use attachment::{Attachment, Attachments};
 use chain::{Chain, PodNamespace};
 use places::Places;
+use result::AddResult;
 
 pub use error::CniError;
 pub use list::NetworkList;
@@ -251,6 +253,14 @@ impl Cni {
     }
 }
 
+/// See [`stand_in`]. Without it plugins are asked all the same, and free what they find without.
+fn stand_in_for(attachment: &Attachment, held: Option<&OwnedFd>) -> Option<OwnedFd> {
+    let result = AddResult::of(attachment.result.clone()?, attachment.list.version).ok()?;
+    let made = stand_in(held, &attachment.interface, &result.addresses());
+    let told = |error: &_| tracing::warn!(pod = %attachment.pod, %error, "plugins may leave rules of a pod whose interface is gone");
+    made.inspect_err(told).ok().flatten()
+}
+
 fn ended() -> CniError {
     CniError::io("run plugins")(std::io::Error::other("the thread ended by a defect"))
 }
@@ -305,7 +315,9 @@ impl Shared {
     fn disconnect(&self, pod: &PodId) -> Result<(), CniError> {
         let Some(attachment) = self.attachments.read(pod)? else { return Ok(()) };
         let held = lock(&self.held).get(pod).cloned();
-        let namespace = held.as_deref().map_or(PodNamespace::Gone, |held| PodNamespace::Held(&held.namespace));
+        let held = held.as_deref().map(|held| &held.namespace);
+        let instead = stand_in_for(&attachment, held);
+        let namespace = instead.as_ref().or(held).map_or(PodNamespace::Gone, PodNamespace::Held);
         self.chain()?.run(self.options.patience, |chain| chain.delete(&attachment, &namespace))?;
         lock(&self.held).remove(pod);
         self.attachments.remove(pod)
