@@ -145,7 +145,11 @@ pub(crate) fn limit_pod(context: &Context, pod: &PodRecord) -> Result<(), PodErr
         lost.extend(limits::apply(&cgroup::directory(cgroup), &enforceable(&wish, &cgroups.controllers))?);
     }
     for limit in &lost {
-        tracing::warn!(pod = %pod.id, "{limit}");
+        match cgroups.root {
+            Some(_) => tracing::warn!(pod = %pod.id, "{limit}"),
+            // The daemon has said at its start that none is enforced; a kubelet asks for some with every pod.
+            None => tracing::debug!(pod = %pod.id, "{limit}"),
+        }
     }
     Ok(())
 }

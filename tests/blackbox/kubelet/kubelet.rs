@@ -5,13 +5,18 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::manifests;
 use crate::node::{Node, provision, succeed, text};
+use crate::user_namespaces::ids_of;
 
 /// Its own server, in the node's network namespace.
 const PORT: u16 = 10_250;
 /// What the pods' names end with.
 pub const HOST: &str = "standalone";
 const ADDRESS: &str = "127.0.0.1";
+/// What pods with users of their own are given: two times as many as one has.
+pub const FIRST_ID_OF_PODS: u64 = manifests::USERS_OF_POD;
+pub const IDS_OF_PODS: u64 = 2 * manifests::USERS_OF_POD;
 
 /// See the module. Dropping it ends it.
 pub struct Kubelet {
@@ -61,6 +66,9 @@ impl Kubelet {
         let prepare =
             "for dir in /var/log/containers /var/lib/kubelet; do mount -t tmpfs tmpfs ${dir%/*} && mkdir $dir; done";
         succeed(&mut (paths.enter)(&["sh", "-c", prepare]));
+        if ids_of(node) >= FIRST_ID_OF_PODS + IDS_OF_PODS {
+            give_ids(&paths);
+        }
         let configuration = configuration(&paths, &node.socket().display().to_string());
         std::fs::write(paths.dir.join("kubelet.json"), configuration.to_string()).expect("written");
         let process = run(&paths);
@@ -129,6 +137,18 @@ impl Kubelet {
     }
 }
 
+/// A kubelet asks whose ids it may give to pods that have users of their own: those of the user `kubelet` (getsubids). Without
+/// him it takes any of the machine's, which an ordinary user's node has not got.
+fn give_ids(node: &NodePaths) {
+    let dir = node.dir.display();
+    let script = format!(
+        "set -e; cd {dir}; cp /etc/passwd passwd; echo kubelet:x:64000:64000::/:/bin/false >>passwd
+         echo kubelet:{FIRST_ID_OF_PODS}:{IDS_OF_PODS} >ids
+         mount --bind passwd /etc/passwd; mount --bind ids /etc/subuid; mount --bind ids /etc/subgid"
+    );
+    succeed(&mut (node.enter)(&["sh", "-c", &script]));
+}
+
 impl Drop for Kubelet {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -168,6 +188,8 @@ fn configuration(node: &NodePaths, socket: &str) -> Value {
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "cgroupsPerQOS": false,
+        // As many as it has ids for.
+        "maxPods": IDS_OF_PODS / manifests::USERS_OF_POD,
         "enforceNodeAllocatable": ["none"],
         "failCgroupV1": false,
         "failSwapOn": false,

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use crate::node::{Node, eventually_async, succeed, text};
 
 use crate::user_namespaces::ids_of;
-use kubelet::{Kubelet, State};
+use kubelet::{FIRST_ID_OF_PODS, IDS_OF_PODS, Kubelet, State};
 use manifests::{CRASHER, PAGE, POD, SERVER, TALKER, USERS, USERS_OF_POD, USERS_POD, WRITER};
 
 #[tokio::test]
@@ -86,11 +86,12 @@ fn sessions(kubelet: &Kubelet) {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.trim_end().ends_with(PAGE), "{answer}");
 }
 
-/// `hostUsers: false`: the kubelet gives the pod the first range of ids behind those of the node's own.
+/// `hostUsers: false`: the kubelet gives the pod ids that the node's own users have not got.
 async fn users_of_its_own(kubelet: &Kubelet, node: &Node) {
     let has = ids_of(node);
-    if has < 2 * USERS_OF_POD {
-        println!("skipped: a pod with users of its own needs {} ids in the node, which has {has}", 2 * USERS_OF_POD);
+    let needs = FIRST_ID_OF_PODS + IDS_OF_PODS;
+    if has < needs {
+        println!("skipped: pods with users of their own need {needs} ids in a kubelet's node, and this one has {has}");
         return;
     }
     kubelet.place(&manifests::users_pod());
