@@ -323,9 +323,14 @@ fn two_hundred_pods_a_third_of_which_die_leave_nothing() {
         let network = network().await;
         let first = PodId::random();
         network.set_up(request(&first, new_namespace(), Vec::new())).await.expect("set up");
+        // With its first carrier the bridge gets an address of its own, a moment later.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !said("ip -6 -o addr show dev cricket0 scope link").contains("fe80") {
+            assert!(std::time::Instant::now() < deadline, "the bridge has no carrier");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
         network.tear_down(&first).await.expect("torn down");
         let state = || {
-            // The bridge's carrier is the first pod's.
             let links = said("ip -o link | cut -d' ' -f2");
             [
                 links,

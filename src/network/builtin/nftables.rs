@@ -3,6 +3,7 @@
 //! The messages are few and fixed, so they are written here byte by byte (linux/netfilter/nf_tables.h); numbers of
 //! the kernel's attributes stand beside their names.
 
+use std::cell::RefCell;
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
@@ -329,23 +330,19 @@ impl<'a> Batch<'a> {
     }
 
     /// Applies all or nothing.
-    pub fn commit(mut self) -> io::Result<()> {
+    pub fn commit(mut self, way: &Way) -> io::Result<()> {
         self.acknowledge_last();
         self.push(BATCH_END, 0, 0, SUBSYSTEM, &[]);
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        // Without the right to force it, up to the machine's limit: enough for a thousand pods.
-        if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER_BYTES).is_err() {
-            setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER_BYTES)?;
-        }
+        let socket = way.take()?;
         socket.send_to(&self.bytes, &SocketAddr::new(0, 0), 0)?;
         // Every answer is queued by the time that the transaction was sent; one message asked for one.
         let (answer, _) = socket.recv_from_full()?;
         acknowledged(&answer)?;
-        socket.set_non_blocking(true)?;
         while let Ok((answer, _)) = socket.recv_from_full() {
             acknowledged(&answer)?;
         }
+        // Not after an error: more answers may follow.
+        way.0.replace(Some(socket));
         Ok(())
     }
 
@@ -354,6 +351,27 @@ impl<'a> Batch<'a> {
         if let Some(flags) = self.bytes.get_mut(self.last + 6..self.last + 8) {
             flags.copy_from_slice(&(u16::from_ne_bytes([flags[0], flags[1]]) | ACK).to_ne_bytes());
         }
+    }
+}
+
+/// The way to the kernel, kept open: when a socket is closed the kernel waits until what transactions removed is freed, tens
+/// of milliseconds after a pod's end. In the network namespace of the thread that used it first.
+#[derive(Debug, Default)]
+pub struct Way(RefCell<Option<Socket>>);
+
+impl Way {
+    fn take(&self) -> io::Result<Socket> {
+        if let Some(open) = self.0.take() {
+            return Ok(open);
+        }
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        // Without the right to force it, up to the machine's limit: enough for a thousand pods.
+        if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER_BYTES).is_err() {
+            setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER_BYTES)?;
+        }
+        Ok(socket)
     }
 }
 

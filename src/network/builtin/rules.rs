@@ -20,7 +20,7 @@ use crate::store::PodId;
 use super::nftables::{
     Batch, CT_DIRECTION, CT_MARK, CT_STATUS, Element, Expression, FAMILY_BRIDGE, FAMILY_INET, FAMILY_IPV4, FAMILY_IPV6,
     Hook, LINK_HEADER, META_IIFNAME, META_L4PROTO, META_MARK, META_NFPROTO, META_OIFNAME, NETWORK_HEADER, REGISTER,
-    SetKind, TRANSPORT_HEADER, Table, WORD, accept, connection, destination_nat, different, drop_packet, equal,
+    SetKind, TRANSPORT_HEADER, Table, WORD, Way, accept, connection, destination_nat, different, drop_packet, equal,
     immediate, interface_name, mapped, masked, masquerade, member, meta, payload, set_connection_mark, set_mark,
     to_local,
 };
@@ -77,13 +77,22 @@ pub struct Rules {
     written: bool,
     /// The kernel filters frames.
     guards: bool,
+    way: Way,
 }
 
 impl Rules {
     /// In tables called `name`, for the pods at `bridge`.
     pub fn new(name: &str, bridge: &str) -> Self {
         let (name, bridge) = (name.to_owned(), bridge.to_owned());
-        Self { name, bridge, cidrs: Vec::new(), pods: HashMap::new(), written: false, guards: true }
+        Self {
+            name,
+            bridge,
+            cidrs: Vec::new(),
+            pods: HashMap::new(),
+            written: false,
+            guards: true,
+            way: Way::default(),
+        }
     }
 
     pub fn set_ranges(&mut self, cidrs: Vec<Cidr>) -> io::Result<()> {
@@ -102,7 +111,7 @@ impl Rules {
         if self.written {
             let mut batch = Batch::new(&self.name);
             batch.add_elements(self.known(&new));
-            if batch.commit().is_ok() {
+            if batch.commit(&self.way).is_ok() {
                 return Ok(());
             }
         }
@@ -118,7 +127,7 @@ impl Rules {
         }
         let mut batch = Batch::new(&self.name);
         batch.remove_elements(self.known(&old));
-        batch.commit().or_else(|_| self.write())
+        batch.commit(&self.way).or_else(|_| self.write())
     }
 
     fn known<'a>(&self, elements: &'a [Element]) -> impl Iterator<Item = &'a Element> {
@@ -129,12 +138,12 @@ impl Rules {
     /// Replaces both tables, in one transaction.
     pub fn write(&mut self) -> io::Result<()> {
         self.written = false;
-        if let Err(error) = self.transaction().commit() {
+        if let Err(error) = self.transaction().commit(&self.way) {
             if !self.guards {
                 return Err(error);
             }
             self.guards = false;
-            self.transaction().commit()?;
+            self.transaction().commit(&self.way)?;
             tracing::warn!(%error, "pods can take each other's addresses: this kernel filters no frames at bridges (nf_tables_bridge)");
         }
         self.written = true;
@@ -157,7 +166,7 @@ pub fn remove(name: &str) -> io::Result<()> {
     let tables = |tables: &[Table]| {
         let mut batch = Batch::new(name);
         tables.iter().for_each(|table| batch.remove_table(*table));
-        batch.commit()
+        batch.commit(&Way::default())
     };
     // A kernel that filters no frames at bridges has no table there.
     tables(&[INET, BRIDGE]).or_else(|_| tables(&[INET]))

@@ -100,8 +100,8 @@ impl Ports {
     /// See [`super::HostPorts::reserve`].
     pub fn reserve(&mut self, pod: &PodId, ports: PodPorts) -> Result<(), PortsError> {
         self.refuse_taken(pod, &ports)?;
-        let sctp = ports.mappings.iter().filter(|port| port.protocol == Protocol::Sctp);
-        sctp.map(|port| sctp::refuse_unserved(port, self.launch.namespace.is_some())).collect::<Result<(), _>>()?;
+        let mut sctp = ports.mappings.iter().filter(|port| port.protocol == Protocol::Sctp);
+        sctp.try_for_each(|port| sctp::refuse_unserved(port, self.launch.namespace.is_some()))?;
         let sockets = self.listen(&ports)?;
         self.pods.insert(pod.clone(), Held { ports, destination: Destination::default(), sockets });
         Ok(())
