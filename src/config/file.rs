@@ -55,6 +55,7 @@ pub struct Registry {
 #[serde(deny_unknown_fields)]
 pub struct Images {
     pub pinned: Option<Vec<String>>,
+    pub keep_blobs: Option<bool>,
     pub fuse_overlayfs: Option<PathBuf>,
 }
 
@@ -193,7 +194,7 @@ mod tests {
         assert!(file.log_level.is_some() && file.cgroup_driver.is_some());
         assert!(file.registry.config_path.is_some() && file.streaming.address.is_some());
         assert!(file.registry.short_names.is_some() && file.images.pinned.is_some());
-        assert!(file.images.fuse_overlayfs.is_some());
+        assert!(file.images.fuse_overlayfs.is_some() && file.images.keep_blobs.is_some());
         assert!(
             file.metrics.address.is_some() && file.cdi.spec_dirs.is_some() && file.runtimes.contains_key("example")
         );

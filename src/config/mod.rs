@@ -35,6 +35,8 @@ pub struct Config {
     pub short_names: String,
     /// Names of images that nothing removes.
     pub pinned_images: Vec<String>,
+    /// Whether compressed blobs are kept, so that images are saved as they came. No.
+    pub keep_blobs: bool,
     /// The program that stacks layers where the kernel does not; empty: none.
     pub fuse_overlayfs: PathBuf,
     /// Which images must be signed; none: every image is taken.

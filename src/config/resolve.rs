@@ -98,6 +98,7 @@ fn merge(flags: &Flags, env: &Environment, file: File, origins: &Origins) -> Res
             .or(file.registry.short_names)
             .unwrap_or_else(|| defaults::SHORT_NAMES.to_owned()),
         pinned_images: words(env, "CRICKET_PINNED_IMAGES", ',').or(file.images.pinned).unwrap_or_default(),
+        keep_blobs: parsed(env, "CRICKET_KEEP_BLOBS", "true or false")?.or(file.images.keep_blobs).unwrap_or(false),
         fuse_overlayfs: env
             .variable("CRICKET_FUSE_OVERLAYFS")
             .map(PathBuf::from)

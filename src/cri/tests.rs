@@ -22,6 +22,7 @@ fn facts() -> Facts {
     let config = Config {
         short_names: String::new(),
         pinned_images: Vec::new(),
+        keep_blobs: false,
         policy: Vec::new(),
         fuse_overlayfs: "".into(),
         root: "/root-dir".into(),

@@ -26,6 +26,7 @@ pub async fn open(facts: &Facts, calls: &Calls, closing: CancellationToken) -> R
         registry_config_path: config.registry_config_path.clone(),
         in_user_namespace: node.kind != NodeKind::Root,
         pinned: config.pinned_images.clone(),
+        keep_blobs: config.keep_blobs,
         short_names: config.short_names.clone(),
         policy: config.policy.clone(),
         fuse_overlayfs: Some(config.fuse_overlayfs.clone()).filter(|program| !program.as_os_str().is_empty()),

@@ -1,8 +1,13 @@
 //! Hashing of bytes as they pass, to a [`Digest`].
 
+use std::io::{self, Read};
+
 use sha2::Digest as _;
 
 use super::digest::{Algorithm, Digest};
+
+/// Bytes hashed at once.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// A hash under way.
 pub enum Hasher {
@@ -43,4 +48,16 @@ pub fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
     let mut hasher = Hasher::new(algorithm);
     hasher.update(bytes);
     hasher.finish()
+}
+
+/// The digest of everything that `source` has.
+pub fn digest_of_all(algorithm: Algorithm, mut source: impl Read) -> io::Result<Digest> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut buffer = vec![0; PIECE_BYTES];
+    loop {
+        match source.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
 }

@@ -4,7 +4,10 @@
 //! `layer.json`, and mostly `recipe`, from which its tar can be had again (`unpack::recipe`). It is unpacked in `layers/.temporary-ID/`; then the file system is synced, the record is written, the
 //! directory is renamed to its name and `layers/` is synced. So what has a layer's name is whole, also after a power cut;
 //! what has not is removed at the next open. To be removed, a layer is first renamed away. A file `damaged` in it says
-//! that it was found to be other than it was: it is taken for missing, and the next unpack replaces it.
+//! that it was found to be other than it was: it is taken for missing, and the next unpack replaces it. Where compressed
+//! blobs are kept they lie beside the tree (`blobs`).
+
+mod blobs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +27,7 @@ use super::{ImageError, ImageErrorKind};
 use crate::store::{self, ContainerId};
 use crate::sys::crash::{self, Point};
 use crate::sys::removal::remove_path;
+use blobs::Blob;
 
 /// Layout of `layer.json`.
 const VERSION: u32 = 1;
@@ -59,6 +63,7 @@ struct LayerRecord {
 struct Layer {
     extent: Extent,
     plain_bytes: Option<u64>,
+    blobs: Vec<Blob>,
     damaged: bool,
     /// When it was last seen or unpacked, on [`Table::clock`].
     touched: u64,
@@ -84,6 +89,7 @@ impl Table {
 struct Shared {
     directory: PathBuf,
     mark: OpaqueMark,
+    keeps_blobs: bool,
     table: Mutex<Table>,
 }
 
@@ -135,7 +141,7 @@ impl Drop for Temporary {
 
 impl LayerStore {
     /// Reads which layers are in `directory`, and removes what a crash left half made. Blocking.
-    pub(super) fn open(directory: PathBuf, in_user_namespace: bool) -> Result<Self, ImageError> {
+    pub(super) fn open(directory: PathBuf, in_user_namespace: bool, keeps_blobs: bool) -> Result<Self, ImageError> {
         make_directory(&directory)?;
         let mut table = Table::default();
         for entry in std::fs::read_dir(&directory).map_err(io_error("read", &directory))? {
@@ -148,7 +154,7 @@ impl LayerStore {
             }
         }
         let mark = try_marks(&directory, in_user_namespace)?;
-        Ok(Self { shared: Arc::new(Shared { directory, mark, table: Mutex::new(table) }) })
+        Ok(Self { shared: Arc::new(Shared { directory, mark, keeps_blobs, table: Mutex::new(table) }) })
     }
 
     /// Whether the file system takes no whiteouts as overlayfs has them.
@@ -203,7 +209,9 @@ impl LayerStore {
     pub fn total(&self) -> (u64, u64) {
         let table = self.shared.table();
         let sum = |(bytes, inodes), layer: &Layer| {
-            (bytes + layer.extent.bytes + OWN_INODES * BLOCK_BYTES, inodes + layer.extent.inodes + OWN_INODES)
+            let blobs: u64 = layer.blobs.iter().map(|blob| blob.bytes.next_multiple_of(BLOCK_BYTES)).sum();
+            let own = OWN_INODES + layer.blobs.len() as u64;
+            (bytes + layer.extent.bytes + blobs + OWN_INODES * BLOCK_BYTES, inodes + layer.extent.inodes + own)
         };
         table.layers.values().fold((0, 0), sum)
     }
@@ -243,14 +251,22 @@ impl LayerStore {
         job.await.map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("unpacking failed: {e}")))?
     }
 
-    /// As [`Self::unpack`], of any source; `what` is for messages. Blocking.
-    pub(super) fn unpack_blocking(&self, wire: Wire, diff_id: &Digest, what: &str) -> Result<(), ImageError> {
+    /// As [`Self::unpack`], of any source; `what` is for messages. Where blobs are kept and the layer is here already, it is
+    /// only the blob that comes. Blocking.
+    pub(super) fn unpack_blocking(&self, mut wire: Wire, diff_id: &Digest, what: &str) -> Result<(), ImageError> {
+        let kept = self.to_keep(&wire);
+        if let Some(blob) = kept.clone().filter(|_| self.contains(diff_id)) {
+            return self.keep_blob(wire, diff_id, blob, what);
+        }
         let temporary = self.temporary();
         make_directory(&temporary.path)?;
         let root = make_tree(&temporary.path.join(TREE))?;
         let tree = root.try_clone().map_err(io_error("open", &temporary.path))?;
         let path = temporary.path.join(RECIPE);
         let recipe = std::fs::File::create(&path).map_err(io_error("create", &path))?;
+        if let Some(blob) = &kept {
+            wire = wire.keeping(blob.create(&temporary.path)?);
+        }
         let unpacked = unpack::unpack(wire, diff_id, tree, self.shared.mark, recipe).map_err(|e| e.of(what))?;
         let mut extent = unpacked.extent;
         match unpacked.recipe_bytes {
@@ -261,6 +277,7 @@ impl LayerStore {
             None => std::fs::remove_file(&path).map_err(io_error("remove", &path))?,
         }
         let plain_bytes = unpacked.recipe_bytes.map(|_| unpacked.plain_bytes);
+        let blobs = blobs::needed(kept, diff_id, plain_bytes, &temporary.path)?;
         syncfs(&root).map_err(|e| io_error("sync", &temporary.path)(e.into()))?;
         let record = LayerRecord {
             version: VERSION,
@@ -273,7 +290,7 @@ impl LayerStore {
         };
         store::write(&temporary.path.join(RECORD), &record)?;
         reach(Point::LayerUnpacked)?;
-        self.commit(temporary, diff_id, Layer { extent, plain_bytes, damaged: false, touched: 0 })
+        self.commit(temporary, diff_id, Layer { extent, plain_bytes, blobs, damaged: false, touched: 0 })
     }
 
     fn commit(&self, temporary: Temporary, diff_id: &Digest, mut layer: Layer) -> Result<(), ImageError> {
@@ -281,9 +298,10 @@ impl LayerStore {
         let mut table = self.shared.table();
         let touched = table.tick();
         if let Some(known) = table.layers.get_mut(diff_id).filter(|known| !known.damaged) {
-            // Another unpack of the same layer was faster; ours goes.
+            // Another unpack of the same layer was faster; ours goes, but for a blob that the other one had not.
             known.touched = touched;
-            return Ok(());
+            let adopt = |blob: Blob| blobs::adopt(known, blob.path_in(&temporary.path), &path, blob, touched);
+            return layer.blobs.into_iter().try_for_each(adopt);
         }
         // What has the name and is not taken for a layer is damaged, or could not be read when the store was opened.
         let replaced = self.temporary();
@@ -292,6 +310,7 @@ impl LayerStore {
         }
         std::fs::rename(&temporary.path, &path).map_err(io_error("rename", &path))?;
         layer.touched = touched;
+        layer.blobs.iter_mut().for_each(|blob| blob.touched = touched);
         table.layers.insert(diff_id.clone(), layer);
         drop(table);
         reach(Point::LayerInPlace)?;
@@ -339,8 +358,8 @@ fn read_layer(path: &Path, name: &str) -> Option<(Digest, Layer)> {
         Ok(record) if record.version == VERSION && record.diff_id == diff_id => {
             let LayerRecord { bytes, inodes, has_root, hides_by_name, .. } = record;
             let extent = Extent { bytes, inodes, has_root, hides_by_name };
-            let damaged = path.join(DAMAGED).exists();
-            Some((diff_id, Layer { extent, plain_bytes: record.plain_bytes, damaged, touched: 0 }))
+            let (blobs, damaged) = (blobs::read(path), path.join(DAMAGED).exists());
+            Some((diff_id, Layer { extent, plain_bytes: record.plain_bytes, blobs, damaged, touched: 0 }))
         }
         Ok(record) => {
             tracing::warn!("layer {name} has a record of version {} for {}: not used", record.version, record.diff_id);

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! ROOT/layers/ALGORITHM-HEX/{tree,recipe,layer.json}   an unpacked layer by diff id; never changed once it has this name
+//! ROOT/layers/ALGORITHM-HEX/blob-ALGORITHM-HEX  a compressed blob of it, where these are kept
 //! ROOT/layers/.temporary-N/                     being unpacked or being removed: gone at the next open
 //! ROOT/images/ALGORITHM-HEX.{config,json}       an image by its config's digest: the config as it came, names
+//! ROOT/images/ALGORITHM-HEX.manifest            the manifest it came with, where blobs are kept
 //! ROOT/snapshots/KEY/{snapshot.json,upper,work} the writable part of one container
 //! ROOT/spool/                                   archives being loaded: gone at the next open
 //! ROOT/empty/{0,1}                              empty directories below images of no or one layer

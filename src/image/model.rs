@@ -14,7 +14,7 @@ pub struct Image {
     pub repo_tags: Vec<String>,
     /// `registry/repository@sha256:...`.
     pub repo_digests: Vec<String>,
-    /// Unpacked bytes on disk.
+    /// Unpacked bytes on disk, and those of compressed blobs where they are kept.
     pub size_bytes: u64,
     /// Never collected.
     pub pinned: bool,
@@ -125,6 +125,8 @@ pub struct ImageOptions {
     pub in_user_namespace: bool,
     /// Names of images that nothing removes; a `*` at the end stands for any rest.
     pub pinned: Vec<String>,
+    /// Whether manifests and compressed blobs are kept beside what is unpacked.
+    pub keep_blobs: bool,
     /// The registry that completes names without one; empty: such names are not pulled.
     pub short_names: String,
     /// Which images must be signed.

@@ -33,6 +33,7 @@ use super::registry::node::NodeNetwork;
 use super::registry::patience::Patience;
 use super::registry::session::{Document, Session};
 use super::registry::transfer;
+use super::store::original::Came;
 use super::store::{ImageNames, Store, diff_ids};
 use super::{Credentials, Image, ImageError, ImageErrorKind, ImageOptions, ProgressSink};
 
@@ -211,7 +212,7 @@ impl Pull {
         }
         let top = session.resolve().await?;
         self.check_signature(&top.digest, credentials).await?;
-        let (manifest, digest) = self.choose(&session, &top).await?;
+        let (manifest, came) = self.choose(&session, &top).await?;
         let config = session.config(&manifest.config).await?.bytes;
         let diff_ids = diff_ids(&config)?;
         if diff_ids.len() != manifest.layers.len() {
@@ -227,7 +228,7 @@ impl Pull {
             repo_tags: self.reference.repo_tag().into_iter().collect(),
             repo_digests: vec![self.reference.repo_digest(&top.digest)],
         };
-        state.store.commit_image(config, Some(&digest), names).await
+        state.store.commit_image(config, Some(came), names).await
     }
 
     /// The image that is here under this name, if the registry says that it still is the one.
@@ -236,7 +237,9 @@ impl Pull {
         match session.current_digest().await {
             Ok(Some(digest)) => {
                 let name = self.reference.repo_digest(&digest);
-                let whole = || image.layers.iter().all(|layer| self.is_here(layer));
+                let store = &self.state.store;
+                let kept = || !store.layers().keeps_blobs() || store.original(&image).is_some();
+                let whole = || image.layers.iter().all(|layer| self.is_here(layer)) && kept();
                 Ok((image.repo_digests.contains(&name) && whole()).then_some((image, digest)))
             }
             // Some registries know no HEAD, and some mirrors fail: GET decides.
@@ -258,12 +261,14 @@ impl Pull {
         layer.parse().is_ok_and(|diff_id| self.state.store.layers().contains(&diff_id))
     }
 
-    /// The manifest for this machine and its digest.
-    async fn choose(&self, session: &Session, top: &Document) -> Result<(ImageManifest, Digest), ImageError> {
+    /// The manifest for this machine, and as it came.
+    async fn choose(&self, session: &Session, top: &Document) -> Result<(ImageManifest, Came), ImageError> {
         let mut document = top.clone();
         for _ in 0..=INDEX_DEPTH_MAX {
             match Manifest::parse(&document.bytes, document.content_type.as_deref()).map_err(|e| self.named(e))? {
-                Manifest::Image(manifest) => return Ok((manifest, document.digest)),
+                Manifest::Image(manifest) => {
+                    return Ok((manifest, Came { digest: document.digest, bytes: document.bytes }));
+                }
                 Manifest::Index(index) => {
                     let descriptor = index.choose(&self.state.platform).map_err(|e| self.named(e))?;
                     document = session.manifest(descriptor).await?;
@@ -286,9 +291,15 @@ impl Pull {
         let mut missing: Vec<(Descriptor, Digest)> = Vec::new();
         for (descriptor, diff_id) in layers.into_iter().zip(diff_ids) {
             self.progress.add(&descriptor);
-            if self.state.store.layers().contains(&diff_id) {
+            let layers = self.state.store.layers();
+            let keeps = layers.keeps_blobs();
+            let here =
+                if keeps { layers.contains_blob(&diff_id, &descriptor.digest) } else { layers.contains(&diff_id) };
+            let is_same =
+                |known: &(Descriptor, Digest)| known.1 == diff_id && (!keeps || known.0.digest == descriptor.digest);
+            if here {
                 self.progress.reused(&descriptor);
-            } else if missing.iter().all(|(_, known)| *known != diff_id) {
+            } else if !missing.iter().any(is_same) {
                 missing.push((descriptor, diff_id));
             }
         }

@@ -33,7 +33,7 @@ impl Images {
             let spool = options.root.join(archive::SPOOL);
             remove_path(&spool).map_err(|e| io_error("remove", &spool)(e.into()))?;
             let pins = Pins::new(&options.pinned);
-            let store = Store::open_with(&options.root, options.in_user_namespace, pins)?;
+            let store = Store::open_with(&options.root, options.in_user_namespace, pins, options.keep_blobs)?;
             let fuse = options.fuse_overlayfs.as_deref();
             let snapshots = Snapshots::open(&options.root, store.clone(), options.in_user_namespace, fuse)?;
             let puller = Puller::new(&options, store.clone());

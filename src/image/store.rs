@@ -1,12 +1,16 @@
 //! Images that are here, in memory and as records, and the layers they and the snapshots use.
 //!
 //! An image is `images/ALGORITHM-HEX.config` (the config's bytes as they came) and `images/ALGORITHM-HEX.json` (its
-//! names); the second is written last and removed first, so an image is there whole or not at all. Lists and look-ups
-//! are answered from memory; whatever changes records does so one at a time.
+//! names); the second is written last and removed first, so an image is there whole or not at all. Where compressed blobs
+//! are kept, `images/ALGORITHM-HEX.manifest` is beside them (`original`). Lists and look-ups are answered from memory;
+//! whatever changes records does so one at a time.
 //!
 //! For pull.rs: `Puller::new(&ImageOptions, Store) -> Puller` (Clone) and
 //! `Puller::pull(&self, reference: &str, Option<Credentials>, Option<ProgressSink>) -> Result<Arc<Image>, ImageError>`
 //! are what `Images::pull` calls.
+
+mod files;
+pub mod original;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -20,11 +24,12 @@ use super::digest::{Algorithm, Digest};
 use super::hasher::digest_of;
 use super::layers::{BLOCK_BYTES, LayerStore, Temporary, file_name, io_error, make_directory, reach};
 use super::lookup;
-use super::manifest::CONFIG_BYTES_MAX;
 use super::pins::Pins;
 use super::{Image, ImageError, ImageErrorKind};
 use crate::store;
 use crate::sys::crash::Point;
+use files::{is_newer, read_config, remove_leftover, write_bytes, written_at};
+use original::{Came, Original};
 
 /// Layout of an image's record.
 const VERSION: u32 = 1;
@@ -59,6 +64,8 @@ struct ImageRecord {
 struct Held {
     image: Arc<Image>,
     manifest: Option<Digest>,
+    /// That manifest, where it was kept.
+    original: Option<Arc<Original>>,
     layers: Vec<Digest>,
     /// By its record, whatever its names are.
     pinned: bool,
@@ -104,14 +111,14 @@ pub struct Pruned {
 impl Store {
     /// Reads the records below `root`. What cannot be read is said and left out. Blocking.
     pub fn open(root: &Path, in_user_namespace: bool) -> Result<Self, ImageError> {
-        Self::open_with(root, in_user_namespace, Pins::default())
+        Self::open_with(root, in_user_namespace, Pins::default(), false)
     }
 
-    /// As [`Self::open`], where images with certain names are pinned.
-    pub fn open_with(root: &Path, in_user_namespace: bool, pins: Pins) -> Result<Self, ImageError> {
+    /// As [`Self::open`], where images with certain names are pinned, and compressed blobs may be kept.
+    pub fn open_with(root: &Path, in_user_namespace: bool, pins: Pins, keeps_blobs: bool) -> Result<Self, ImageError> {
         let images = root.join("images");
         make_directory(&images)?;
-        let layers = LayerStore::open(root.join("layers"), in_user_namespace)?;
+        let layers = LayerStore::open(root.join("layers"), in_user_namespace, keeps_blobs)?;
         let (mut found, mut keep_layers) = (Vec::new(), false);
         for entry in std::fs::read_dir(&images).map_err(io_error("read", &images))? {
             let path = entry.map_err(io_error("read", &images))?.path();
@@ -144,10 +151,10 @@ impl Store {
     pub async fn commit_image(
         &self,
         config_bytes: Vec<u8>,
-        manifest: Option<&Digest>,
+        manifest: Option<Came>,
         names: ImageNames,
     ) -> Result<Arc<Image>, ImageError> {
-        let (store, manifest) = (self.clone(), manifest.cloned());
+        let store = self.clone();
         blocking(move || store.commit_blocking(&config_bytes, manifest, names)).await
     }
 
@@ -155,29 +162,34 @@ impl Store {
     pub fn commit_blocking(
         &self,
         config_bytes: &[u8],
-        manifest: Option<Digest>,
+        manifest: Option<Came>,
         names: ImageNames,
     ) -> Result<Arc<Image>, ImageError> {
         let _writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let id = digest_of(Algorithm::Sha256, config_bytes);
         let known = self.index().images.get(&id).cloned();
+        let original = self.original_of(&id, manifest.as_ref(), known.as_ref());
         let mut record = ImageRecord {
             version: VERSION,
             id: id.clone(),
-            manifest: manifest.or(known.as_ref().and_then(|held| held.manifest.clone())),
+            manifest: manifest
+                .as_ref()
+                .map(|came| came.digest.clone())
+                .or(known.as_ref().and_then(|held| held.manifest.clone())),
             repo_tags: known.as_ref().map(|held| held.image.repo_tags.clone()).unwrap_or_default(),
             repo_digests: known.as_ref().map(|held| held.image.repo_digests.clone()).unwrap_or_default(),
             pinned: known.is_some_and(|held| held.pinned),
         };
         add_names(&mut record.repo_tags, &names.repo_tags);
         add_names(&mut record.repo_digests, &names.repo_digests);
-        let held = hold(config_bytes, &record, &self.shared.layers, &self.shared.pins)?;
+        let held = hold(config_bytes, &record, original, &self.shared.layers, &self.shared.pins)?;
         write_bytes(&self.config_path(&id), config_bytes)?;
+        self.write_original(&id, held.original.as_deref(), manifest.as_ref())?;
         reach(Point::ImageConfig)?;
         if let Err(error) = store::write(&self.record_path(&id), &record) {
             if !self.index().images.contains_key(&id) {
                 // Without a record beside it the config means nothing; the next open removes it too.
-                let _ = store::remove(&self.config_path(&id));
+                let _ = store::remove(&self.config_path(&id)).and(store::remove(&self.manifest_path(&id)));
             }
             return Err(error.into());
         }
@@ -219,8 +231,11 @@ impl Store {
     /// Bytes and inodes of layers and images together, as counted when they came.
     pub fn total(&self) -> (u64, u64) {
         let (bytes, inodes) = self.shared.layers.total();
-        let own = FILES_OF_IMAGE * self.index().images.len() as u64;
-        (bytes + own * BLOCK_BYTES, inodes + own)
+        let index = self.index();
+        let own = FILES_OF_IMAGE * index.images.len() as u64;
+        let (manifest_bytes, manifests) =
+            original::extent(index.images.values().filter_map(|held| held.original.as_ref()));
+        (bytes + own * BLOCK_BYTES + manifest_bytes, inodes + own + manifests)
     }
 
     /// Every image.
@@ -260,6 +275,7 @@ impl Store {
         store::remove(&self.record_path(&id))?;
         reach(Point::ImageForgotten)?;
         store::remove(&self.config_path(&id))?;
+        store::remove(&self.manifest_path(&id))?;
         super::layers::sync_directory(&self.shared.images)?;
         // Last, so that after an error the same removal finds it and goes on.
         self.index_mut().images.remove(&id);
@@ -328,7 +344,10 @@ impl Store {
         let of_images = index.images.values().flat_map(|held| &held.layers);
         let of_snapshots = index.snapshots.values().flatten();
         let used: HashSet<Digest> = of_images.chain(of_snapshots).cloned().collect();
-        self.shared.layers.collect(|diff_id| may_go(diff_id) && !used.contains(diff_id))
+        let mut gone = self.shared.layers.collect(|diff_id| may_go(diff_id) && !used.contains(diff_id));
+        let originals: HashSet<&Digest> = index.images.values().flat_map(Held::blobs).collect();
+        gone.extend(self.shared.layers.collect_blobs(|diff_id, blob| !may_go(diff_id) || originals.contains(blob)));
+        gone
     }
 
     /// From now on the snapshot `key` needs `layers`, all of which must be here.
@@ -349,6 +368,10 @@ impl Store {
 
     fn config_path(&self, id: &Digest) -> PathBuf {
         self.shared.images.join(format!("{}.config", file_name(id)))
+    }
+
+    fn manifest_path(&self, id: &Digest) -> PathBuf {
+        self.config_path(id).with_extension(files::MANIFEST)
     }
 
     fn record_path(&self, id: &Digest) -> PathBuf {
@@ -380,27 +403,9 @@ pub(super) async fn blocking<T: Send + 'static>(
 fn read_image(path: &Path, layers: &LayerStore, pins: &Pins) -> Result<(Digest, Held), ImageError> {
     let record: ImageRecord = store::read_known(path, VERSION)?;
     let config = read_config(&path.with_extension("config"), &record.id)?;
-    let held = hold(&config, &record, layers, pins)?;
+    let original = original::read(&path.with_extension(files::MANIFEST), &record).map(Arc::new);
+    let held = hold(&config, &record, original, layers, pins)?;
     Ok((record.id, held))
-}
-
-fn is_newer(path: &Path) -> bool {
-    store::read_known::<serde::de::IgnoredAny>(path, VERSION).is_err_and(|error| error.is_newer())
-}
-
-fn read_config(path: &Path, id: &Digest) -> Result<Vec<u8>, ImageError> {
-    let file = std::fs::File::open(path).map_err(io_error("open", path))?;
-    let mut config = Vec::new();
-    let mut bounded = std::io::Read::take(file, CONFIG_BYTES_MAX + 1);
-    std::io::Read::read_to_end(&mut bounded, &mut config).map_err(io_error("read", path))?;
-    match digest_of(id.algorithm(), &config) == *id {
-        true => Ok(config),
-        false => Err(ImageError::new(ImageErrorKind::Internal, format!("the config of image {id} is damaged"))),
-    }
-}
-
-fn written_at(record: &Path) -> Option<SystemTime> {
-    std::fs::metadata(record).and_then(|metadata| metadata.modified()).ok()
 }
 
 /// Between a commit and the records of those who lose a tag by it there may have been a crash: the last one has it.
@@ -420,32 +425,31 @@ fn with_names_once(mut found: Vec<(Option<SystemTime>, Digest, Held)>) -> BTreeM
     images
 }
 
-/// A config without a record, or what a crash left of writing either.
-fn remove_leftover(path: &Path) -> Result<(), ImageError> {
-    let is_config = path.extension().is_some_and(|extension| extension == "config");
-    if is_config && path.with_extension("json").exists() {
-        return Ok(());
-    }
-    Ok(store::remove(path)?)
-}
-
-fn hold(config_bytes: &[u8], record: &ImageRecord, layers: &LayerStore, pins: &Pins) -> Result<Held, ImageError> {
+fn hold(
+    config_bytes: &[u8],
+    record: &ImageRecord,
+    original: Option<Arc<Original>>,
+    layers: &LayerStore,
+    pins: &Pins,
+) -> Result<Held, ImageError> {
     let valid = config::validate(config_bytes)?;
     require(layers, &valid.diff_ids)?;
     let unique: HashSet<&Digest> = valid.diff_ids.iter().collect();
+    let original = original.filter(|original| original.layers.len() == valid.diff_ids.len());
+    let kept = original.as_ref().map_or(0, |original| original.kept_bytes(layers, &valid.diff_ids));
     let size: u64 = unique.into_iter().filter_map(|diff_id| layers.extent(diff_id)).map(|extent| extent.bytes).sum();
     let image = Image {
         id: record.id.to_string(),
         repo_tags: record.repo_tags.clone(),
         repo_digests: record.repo_digests.clone(),
         // A kubelet takes 0 for an error; the config takes a little room too.
-        size_bytes: size + config_bytes.len() as u64,
+        size_bytes: size + kept + config_bytes.len() as u64,
         pinned: record.pinned || pins.cover(&record.repo_tags),
         config: valid.config,
         layers: valid.diff_ids.iter().map(Digest::to_string).collect(),
     };
     let manifest = record.manifest.clone();
-    Ok(Held { image: Arc::new(image), manifest, layers: valid.diff_ids, pinned: record.pinned })
+    Ok(Held { image: Arc::new(image), manifest, original, layers: valid.diff_ids, pinned: record.pinned })
 }
 
 fn require(layers: &LayerStore, diff_ids: &[Digest]) -> Result<(), ImageError> {
@@ -465,19 +469,4 @@ fn add_names(names: &mut Vec<String>, new: &[String]) {
     }
     let surplus = names.len().saturating_sub(NAMES_LIMIT);
     names.drain(..surplus);
-}
-
-fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
-    let temporary = path.with_extension("config-tmp");
-    let write = || {
-        let mut file = std::fs::File::create(&temporary)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_data()?;
-        std::fs::rename(&temporary, path)
-    };
-    let result = write();
-    if result.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result.map_err(io_error("write", path))
 }

@@ -2,7 +2,8 @@
 //! the image's config names, so nothing that was changed since escapes.
 //!
 //! A damaged layer on which no container stands is taken for missing from then on: the next pull or load of an image with
-//! it fetches it anew. One that is in use stays as it is until its containers are gone.
+//! it fetches it anew. One that is in use stays as it is until its containers are gone. Compressed blobs that are kept are
+//! read too; no container stands on those.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -92,6 +93,13 @@ fn layer(store: &Store, text: &str) -> Result<VerifiedLayer, ImageError> {
     let told = |verdict, detail: String| VerifiedLayer { diff_id: text.to_owned(), verdict, detail };
     if !store.layers().contains(&diff_id) {
         return Ok(told(Verdict::Damaged, "it is missing, or was found damaged before".to_owned()));
+    }
+    let blobs = store.layers().verify_blobs(&diff_id)?;
+    if let Some(blob) = blobs.first() {
+        tracing::warn!("blob {blob} of layer {diff_id} was damaged, and is removed");
+        let detail =
+            format!("its compressed blob {blob} was not what it was, and is removed; the next pull fetches it again");
+        return Ok(told(Verdict::Damaged, detail));
     }
     if store.layers().plain_bytes(&diff_id).is_none() {
         let detail = "it was unpacked by an earlier cricket, or has a file twice";

@@ -48,7 +48,7 @@ fn image(spool: &Spool, raw: RawImage) -> Result<Found, ImageError> {
         let reference: Reference = tag.parse().map_err(|e| bad(format!("the archive's name is bad: {e}")))?;
         names.repo_tags.extend(reference.repo_tag());
     }
-    Ok(Found { config, manifest: None, names, layers: layers.collect() })
+    Ok(Found { config, manifest: None, came: None, names, layers: layers.collect() })
 }
 
 /// Where the config's file bears its hash as a name, it must be that.

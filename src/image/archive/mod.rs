@@ -15,6 +15,7 @@ use tokio::io::AsyncRead;
 
 use super::digest::Digest;
 use super::layers::io_error;
+use super::store::original::Came;
 use super::store::{ImageNames, Store, blocking};
 use super::unpack::stream::{Claim, Plain, Source, Wire, channel, pump};
 use super::{Image, ImageError, ImageErrorKind, LayerPhase, LayerProgress, ProgressSink, config};
@@ -32,6 +33,8 @@ struct Found {
     /// As it came.
     config: Vec<u8>,
     manifest: Option<Digest>,
+    /// That of this image, where `manifest` may be an index of several.
+    came: Option<Came>,
     names: ImageNames,
     /// Lowest first.
     layers: Vec<FoundLayer>,
@@ -99,7 +102,10 @@ fn unpack(store: &Store, image: &Found, progress: &ProgressSink, unpacked: &mut 
         let report = |done_bytes, phase| {
             progress(LayerProgress { digest: diff_id.to_string(), total_bytes, done_bytes, phase });
         };
-        if store.layers().contains(&diff_id) {
+        let wanted = layer.claim.as_ref().filter(|_| store.layers().keeps_blobs() && layer.file.is_some());
+        let lacks_blob = wanted.is_some_and(|claim| !store.layers().contains_blob(&diff_id, &claim.digest));
+        let is_here = store.layers().contains(&diff_id);
+        if is_here && !lacks_blob {
             if let Some(file) = &layer.file {
                 check(file, layer, &diff_id)?;
             }
@@ -113,7 +119,9 @@ fn unpack(store: &Store, image: &Found, progress: &ProgressSink, unpacked: &mut 
         let source = std::fs::File::open(&file.path).map_err(io_error("open", &file.path))?;
         let wire = Wire::new(Source::File(source), layer.claim.clone());
         store.layers().unpack_blocking(wire, &diff_id, &format!("layer {:?}", layer.name))?;
-        unpacked.push(diff_id.clone());
+        if !is_here {
+            unpacked.push(diff_id.clone());
+        }
         report(total_bytes, LayerPhase::Done);
     }
     Ok(())
@@ -128,7 +136,7 @@ fn check(file: &Spooled, layer: &FoundLayer, diff_id: &Digest) -> Result<(), Ima
 }
 
 fn commit(store: &Store, image: Found) -> Result<Arc<Image>, ImageError> {
-    store.commit_blocking(&image.config, image.manifest, image.names)
+    store.commit_blocking(&image.config, image.came, image.names)
 }
 
 fn bad(message: String) -> ImageError {

@@ -11,6 +11,7 @@ use super::super::manifest::{Descriptor, ImageManifest, MANIFEST_BYTES_MAX, Mani
 use super::super::platform::Platform;
 use super::super::reference::Reference;
 use super::super::store::ImageNames;
+use super::super::store::original::Came;
 use super::super::unpack::stream::Claim;
 use super::spool::Spool;
 use super::{Found, FoundLayer, bad};
@@ -79,7 +80,7 @@ fn names_of(named: &Names, digest: &Digest) -> Result<ImageNames, ImageError> {
 }
 
 fn image(spool: &Spool, descriptor: &Descriptor, names: ImageNames, host: &Platform) -> Result<Found, ImageError> {
-    let manifest = manifest(spool, descriptor, host)?;
+    let (manifest, came) = manifest(spool, descriptor, host)?;
     let config = small_blob(spool, &manifest.config)?;
     let layers = manifest.layers.iter().map(|layer| {
         let name = blob_name(&layer.digest);
@@ -87,15 +88,15 @@ fn image(spool: &Spool, descriptor: &Descriptor, names: ImageNames, host: &Platf
         FoundLayer { file: spool.find(&name).cloned(), name, claim: Some(claim) }
     });
     let layers = layers.collect();
-    Ok(Found { config, manifest: Some(descriptor.digest.clone()), names, layers })
+    Ok(Found { config, manifest: Some(descriptor.digest.clone()), came: Some(came), names, layers })
 }
 
-fn manifest(spool: &Spool, descriptor: &Descriptor, host: &Platform) -> Result<ImageManifest, ImageError> {
+fn manifest(spool: &Spool, descriptor: &Descriptor, host: &Platform) -> Result<(ImageManifest, Came), ImageError> {
     let mut descriptor = descriptor.clone();
     for _ in 0..NESTING_LIMIT {
         let bytes = small_blob(spool, &descriptor)?;
         match Manifest::parse(&bytes, Some(descriptor.media_type.as_str()))? {
-            Manifest::Image(image) => return Ok(image),
+            Manifest::Image(image) => return Ok((image, Came { digest: descriptor.digest, bytes })),
             Manifest::Index(index) => descriptor = index.choose(host)?.clone(),
         }
     }

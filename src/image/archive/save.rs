@@ -1,8 +1,8 @@
 //! `image save`: images as one archive, written while their layers are read from their trees.
 //!
 //! Layers are plain and have their own diff ids, byte for byte (`unpack::recipe`), and configs are as they came, so an
-//! image keeps its id. Manifests are made here: the one that an image was pulled with names compressed blobs, which are
-//! not kept. Nothing is written anywhere else on the way.
+//! image keeps its id. Manifests are made here, unless everything that an image came with was kept (`store::original`):
+//! then an OCI layout has that manifest and its compressed blobs, which a registry may have already. Nothing is written anywhere else on the way.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -12,8 +12,9 @@ use serde_json::json;
 
 use super::super::digest::{Algorithm, Digest};
 use super::super::hasher::{Hasher, digest_of};
-use super::super::manifest::{Compression, MediaType};
+use super::super::manifest::{Compression, Descriptor, MediaType};
 use super::super::store::Store;
+use super::super::store::original::Original;
 use super::super::unpack::recipe::AgainError;
 use super::super::{Image, ImageError, ImageErrorKind};
 use super::oci::{CONTAINERD_NAME, INDEX, REF_NAME};
@@ -42,34 +43,43 @@ struct Leaving {
     image: Arc<Image>,
     id: Digest,
     config: Vec<u8>,
-    layers: Vec<(Digest, u64)>,
+    original: Option<(Arc<Original>, Vec<u8>)>,
+    layers: Vec<LeavingLayer>,
+}
+
+#[derive(Clone)]
+struct LeavingLayer {
+    diff_id: Digest,
+    /// Of what is written: the diff id, or the compressed blob's digest.
+    digest: Digest,
+    size: u64,
 }
 
 /// Writes the images that `names` mean, each once, with all their names. Blocking.
 pub fn save(store: &Store, names: &[String], format: Format, out: &mut impl Write) -> Result<(), ImageError> {
     // Taken before the first look: what is here now is here until the end.
     let _hold = store.layers().hold();
-    let images = leaving(store, names)?;
+    let images = leaving(store, names, format)?;
     let mut archive = Archive { out };
     match format {
         Format::Oci => archive.oci_documents(&images)?,
         Format::Docker => archive.docker_documents(&images)?,
     }
     let mut written = BTreeSet::new();
-    for (diff_id, size) in images.iter().flat_map(|image| &image.layers) {
-        if written.insert(diff_id) {
+    for layer in images.iter().flat_map(|image| &image.layers) {
+        if written.insert(&layer.digest) {
             let name = match format {
-                Format::Oci => blob_name(diff_id),
-                Format::Docker => docker_layer(diff_id),
+                Format::Oci => blob_name(&layer.digest),
+                Format::Docker => docker_layer(&layer.digest),
             };
-            archive.layer(store, &name, diff_id, *size)?;
+            archive.layer(store, &name, layer)?;
         }
     }
     archive.put(&[0; END_BYTES])?;
     archive.out.flush().map_err(unwritten)
 }
 
-fn leaving(store: &Store, names: &[String]) -> Result<Vec<Leaving>, ImageError> {
+fn leaving(store: &Store, names: &[String], format: Format) -> Result<Vec<Leaving>, ImageError> {
     let mut images: Vec<Leaving> = Vec::new();
     for name in names {
         let Some(image) = store.find(name)? else {
@@ -77,26 +87,36 @@ fn leaving(store: &Store, names: &[String]) -> Result<Vec<Leaving>, ImageError> 
             return Err(ImageError::new(ImageErrorKind::NotFound, message));
         };
         if images.iter().all(|known| known.image.id != image.id) {
-            images.push(one(store, image)?);
+            images.push(one(store, image, format)?);
         }
     }
     Ok(images)
 }
 
-fn one(store: &Store, image: Arc<Image>) -> Result<Leaving, ImageError> {
+fn one(store: &Store, image: Arc<Image>, format: Format) -> Result<Leaving, ImageError> {
     let digest = |text: &String| {
         text.parse::<Digest>().map_err(|error| ImageError::new(ImageErrorKind::Internal, error.to_string()))
     };
+    let original = store.original(&image).filter(|_| format == Format::Oci);
     let mut layers = Vec::new();
-    for text in &image.layers {
+    for (number, text) in image.layers.iter().enumerate() {
         let diff_id = digest(text)?;
         if !store.layers().contains(&diff_id) {
             return Err(damaged(&diff_id, "it is missing"));
         }
+        if let Some(original) = &original {
+            let Descriptor { digest, size, .. } = original.layers[number].clone();
+            layers.push(LeavingLayer { diff_id, digest, size });
+            continue;
+        }
         let size = store.layers().plain_bytes(&diff_id).ok_or_else(|| without_recipe(&image, &diff_id))?;
-        layers.push((diff_id, size));
+        layers.push(LeavingLayer { digest: diff_id.clone(), diff_id, size });
     }
-    Ok(Leaving { id: digest(&image.id)?, config: store.config_bytes(&image)?, image, layers })
+    let original = match original {
+        Some(original) => Some((original.clone(), store.manifest_bytes(&image, &original)?)),
+        None => None,
+    };
+    Ok(Leaving { id: digest(&image.id)?, config: store.config_bytes(&image)?, original, image, layers })
 }
 
 fn without_recipe(image: &Image, diff_id: &Digest) -> ImageError {
@@ -117,10 +137,9 @@ impl<W: Write> Archive<'_, W> {
         let mut entries = Vec::new();
         let mut documents: Vec<(Digest, Vec<u8>)> = Vec::new();
         for image in images {
-            let manifest = manifest(image).to_string().into_bytes();
-            let digest = digest_of(Algorithm::Sha256, &manifest);
+            let (media_type, digest, manifest) = manifest(image);
             let descriptor = json!({
-                "mediaType": MediaType::OciManifest.as_str(), "digest": digest.to_string(), "size": manifest.len(),
+                "mediaType": media_type.as_str(), "digest": digest.to_string(), "size": manifest.len(),
             });
             for tag in &image.image.repo_tags {
                 let mut named = descriptor.clone();
@@ -139,7 +158,7 @@ impl<W: Write> Archive<'_, W> {
         self.file(LAYOUT.0, LAYOUT.1.as_bytes())?;
         self.file(INDEX, index.as_bytes())?;
         // skopeo makes directories that have no entry as root's, which an ordinary user may not.
-        let layers = images.iter().flat_map(|image| &image.layers).map(|(diff_id, _)| diff_id);
+        let layers = images.iter().flat_map(|image| &image.layers).map(|layer| &layer.digest);
         let blobs = documents.iter().map(|(digest, _)| digest).chain(layers).map(blob_name);
         let parents = blobs.filter_map(|name| Some(format!("{}/", name.rsplit_once('/')?.0)));
         self.directory(BLOBS)?;
@@ -149,7 +168,7 @@ impl<W: Write> Archive<'_, W> {
 
     fn docker_documents(&mut self, images: &[Leaving]) -> Result<(), ImageError> {
         let entries = images.iter().map(|image| {
-            let layers: Vec<String> = image.layers.iter().map(|(diff_id, _)| docker_layer(diff_id)).collect();
+            let layers: Vec<String> = image.layers.iter().map(|layer| docker_layer(&layer.digest)).collect();
             json!({"Config": docker_config(image), "RepoTags": image.image.repo_tags, "Layers": layers})
         });
         let manifest = serde_json::Value::from_iter(entries).to_string();
@@ -167,17 +186,23 @@ impl<W: Write> Archive<'_, W> {
         self.pad(bytes.len() as u64)
     }
 
-    fn layer(&mut self, store: &Store, name: &str, diff_id: &Digest, size: u64) -> Result<(), ImageError> {
-        self.header(name, size)?;
-        let mut checked = Checked { out: &mut *self.out, hasher: Hasher::new(diff_id.algorithm()), left: size };
-        store.layers().write_again(diff_id, &mut checked).map_err(|error| match error {
-            AgainError::Damaged(problem) => damaged(diff_id, &problem),
-            AgainError::Output(error) => unwritten(error),
-        })?;
-        if checked.left > 0 || checked.hasher.finish() != *diff_id {
+    fn layer(&mut self, store: &Store, name: &str, layer: &LeavingLayer) -> Result<(), ImageError> {
+        let LeavingLayer { diff_id, digest, size } = layer;
+        self.header(name, *size)?;
+        let mut checked = Checked { out: &mut *self.out, hasher: Hasher::new(digest.algorithm()), left: *size };
+        if store.layers().blob_bytes(diff_id, digest).is_some() {
+            let mut blob = store.layers().open_blob(diff_id, digest)?;
+            io::copy(&mut blob, &mut checked).map_err(unwritten)?;
+        } else {
+            store.layers().write_again(diff_id, &mut checked).map_err(|error| match error {
+                AgainError::Damaged(problem) => damaged(diff_id, &problem),
+                AgainError::Output(error) => unwritten(error),
+            })?;
+        }
+        if checked.left > 0 || checked.hasher.finish() != *digest {
             return Err(damaged(diff_id, "its files are not what they were"));
         }
-        self.pad(size)
+        self.pad(*size)
     }
 
     fn header(&mut self, name: &str, size: u64) -> Result<(), ImageError> {
@@ -230,17 +255,26 @@ impl<W: Write> Write for Checked<'_, W> {
     }
 }
 
-fn manifest(image: &Leaving) -> serde_json::Value {
+fn manifest(image: &Leaving) -> (MediaType, Digest, Vec<u8>) {
+    if let Some((original, bytes)) = &image.original {
+        return (original.media_type.clone(), original.digest.clone(), bytes.clone());
+    }
     let layer_type = MediaType::Layer(Compression::None);
     let layers: Vec<_> = image
         .layers
         .iter()
-        .map(|(diff_id, size)| json!({"mediaType": layer_type.as_str(), "digest": diff_id.to_string(), "size": size}))
+        .map(|LeavingLayer { digest, size, .. }| {
+            json!({"mediaType": layer_type.as_str(), "digest": digest.to_string(), "size": size})
+        })
         .collect();
     let config = json!({
         "mediaType": MediaType::OciConfig.as_str(), "digest": image.id.to_string(), "size": image.config.len(),
     });
-    json!({"schemaVersion": 2, "mediaType": MediaType::OciManifest.as_str(), "config": config, "layers": layers})
+    let manifest =
+        json!({"schemaVersion": 2, "mediaType": MediaType::OciManifest.as_str(), "config": config, "layers": layers})
+            .to_string()
+            .into_bytes();
+    (MediaType::OciManifest, digest_of(Algorithm::Sha256, &manifest), manifest)
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -1,10 +1,16 @@
 //! What leaves the store is what came: `save`, `verify`, `prune`, and layers that are written again.
 
+use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Write};
 use std::sync::{Arc, Mutex};
 
 use super::support::*;
 use crate::image::archive::save::Format;
+use crate::image::digest::Digest;
+use crate::image::manifest::{Compression, Descriptor, MediaType};
+use crate::image::pins::Pins;
+use crate::image::store::original::Came;
+use crate::image::store::{ImageNames, Store};
 use crate::image::{ImageErrorKind, ImageOptions, Images, Verdict};
 
 /// What is written into it.
@@ -202,4 +208,114 @@ async fn names_without_a_registry_are_completed_as_configured() {
     assert!(with("docker.io").await.find("tool:1").is_none());
     let error = with("").await.pull("tool:1", None, None).await.expect_err("refused");
     assert_eq!(error.kind, ImageErrorKind::Invalid, "{error}");
+}
+
+/// An image of one compressed layer with the manifest that its registry would have.
+fn as_pushed(tar: &[u8]) -> (Descriptor, Came) {
+    let blob = gzip(tar);
+    let (config, layer) =
+        (config(&[tar.to_vec()]), Descriptor { media_type: MediaType::Layer(Compression::Gzip), ..descriptor(&blob) });
+    // No document of ours has these spaces.
+    let manifest = format!(
+        r#"{{ "schemaVersion":2, "config": {{"mediaType":"{}","digest":"{}","size":{}}},
+  "layers": [{{"mediaType":"{}","digest":"{}","size":{}}}] }}"#,
+        MediaType::OciConfig.as_str(),
+        sha256(&config),
+        config.len(),
+        layer.media_type.as_str(),
+        layer.digest,
+        layer.size
+    );
+    (layer, Came { digest: sha256(manifest.as_bytes()), bytes: manifest.into_bytes() })
+}
+
+async fn commit_as_pushed(store: &Store, tar: &[u8], tag: &str) -> String {
+    let (layer, came) = as_pushed(tar);
+    store.layers().unpack(&gzip(tar)[..], &layer, &sha256(tar), |_| ()).await.expect("unpacked");
+    let names = ImageNames { repo_tags: vec![tag.to_owned()], ..ImageNames::default() };
+    store.commit_image(config(&[tar.to_vec()]), Some(came), names).await.expect("committed").id.clone()
+}
+
+fn keeping(scratch: &Scratch) -> Store {
+    Store::open_with(&scratch.options().root, in_user_namespace(), Pins::default(), true).expect("a store")
+}
+
+/// Names and bytes of the files in an archive.
+fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in tar::Archive::new(archive).entries().expect("a tar") {
+        let mut entry = entry.expect("an entry");
+        let (name, mut bytes) = (entry.path().expect("a path").display().to_string(), Vec::new());
+        entry.read_to_end(&mut bytes).expect("whole");
+        files.insert(name, bytes);
+    }
+    files
+}
+
+#[tokio::test]
+async fn an_image_whose_blobs_are_kept_is_saved_as_it_came() {
+    if !in_node("saving::an_image_whose_blobs_are_kept_is_saved_as_it_came") {
+        return;
+    }
+    let scratch = Scratch::new("kept");
+    let tar = odd_layer();
+    let (layer, came) = as_pushed(&tar);
+    let name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+    // Without the key: as ever. Then the blob comes to a layer that is here.
+    commit_as_pushed(&scratch.store(), &tar, "reg.io/a:1").await;
+    let plain = scratch.store().total();
+    let images = scratch.images().await;
+    assert!(!files(&saved(&images, "reg.io/a:1", Format::Oci).await).contains_key(&name(&came.digest)));
+    let id = commit_as_pushed(&keeping(&scratch), &tar, "reg.io/a:1").await;
+    let kept = keeping(&scratch).total();
+    assert_eq!(kept.1, plain.1 + 2, "a blob and a manifest");
+    assert_eq!(kept.0, plain.0 + layer.size.next_multiple_of(4096) + 4096);
+    let images = Images::open(ImageOptions { keep_blobs: true, ..scratch.options() }).await.expect("the service");
+    let archive = saved(&images, "reg.io/a:1", Format::Oci).await;
+    let found = files(&archive);
+    assert_eq!(found.get(&name(&came.digest)), Some(&came.bytes), "the manifest byte for byte");
+    assert_eq!(found.get(&name(&layer.digest)), Some(&gzip(&tar)), "the layer as it came");
+    assert!(!found.contains_key(&name(&sha256(&tar))), "and no other");
+    // It is loaded with all of it elsewhere, and both go with the image.
+    let other = Scratch::new("kept-elsewhere");
+    let elsewhere = Images::open(ImageOptions { keep_blobs: true, ..other.options() }).await.expect("the service");
+    elsewhere.load(Box::new(Cursor::new(archive.clone())), None).await.expect("loaded");
+    assert_eq!(saved(&elsewhere, "reg.io/a:1", Format::Oci).await, archive);
+    // Docker's archives have plain layers.
+    let docker = files(&saved(&images, "reg.io/a:1", Format::Docker).await);
+    assert_eq!(docker.get(&format!("{}.tar", sha256(&tar).hex())), Some(&tar));
+    drop(images);
+    let store = keeping(&scratch);
+    assert!(store.remove(&id).expect("removed").0);
+    assert_eq!(store.total(), (0, 0));
+    assert!(scratch.leftovers().is_empty());
+    let left = std::fs::read_dir(scratch.options().root.join("images")).expect("a directory").count();
+    assert_eq!(left, 0, "the manifest goes with the image");
+}
+
+#[tokio::test]
+async fn a_kept_blob_that_is_damaged_is_found_and_comes_again() {
+    if !in_node("saving::a_kept_blob_that_is_damaged_is_found_and_comes_again") {
+        return;
+    }
+    let scratch = Scratch::new("kept-damaged");
+    let tar = Layer::new().file("a", "1").tar();
+    let (layer, _) = as_pushed(&tar);
+    commit_as_pushed(&keeping(&scratch), &tar, "reg.io/a:1").await;
+    let directory = scratch.options().root.join("layers").join(format!("sha256-{}", sha256(&tar).hex()));
+    let blob = directory.join(format!("blob-sha256-{}", layer.digest.hex()));
+    std::fs::write(&blob, vec![0; usize::try_from(layer.size).expect("small")]).expect("written");
+    let images = Images::open(ImageOptions { keep_blobs: true, ..scratch.options() }).await.expect("the service");
+    let failed = images.save(vec!["reg.io/a:1".to_owned()], Format::Oci, Box::new(Sink::default())).await;
+    assert_eq!(failed.expect_err("the blob is another one").kind, ImageErrorKind::BadImage);
+    let verdict = |verified: Vec<crate::image::VerifiedImage>| verified[0].verdict;
+    assert_eq!(verdict(images.verify(Vec::new(), |_| true).await.expect("verified")), Verdict::Damaged);
+    assert!(!blob.exists());
+    assert_eq!(verdict(images.verify(Vec::new(), |_| true).await.expect("verified")), Verdict::Whole);
+    drop(images);
+    let store = keeping(&scratch);
+    let image = store.find("reg.io/a:1").expect("looked up").expect("there");
+    assert!(store.original(&image).is_none(), "a pull sees that it is not all there");
+    commit_as_pushed(&store, &tar, "reg.io/a:1").await;
+    assert!(store.original(&image).is_some() && blob.exists());
 }

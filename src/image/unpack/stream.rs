@@ -2,7 +2,8 @@
 //! (decompresses, counts, hashes). What is checked is what is unpacked: there is one pass and one copy.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write};
 
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
@@ -81,7 +82,7 @@ pub enum Source {
     /// From [`pump`].
     Channel(mpsc::Receiver<Piece>),
     /// A file of ours.
-    File(std::fs::File),
+    File(File),
 }
 
 impl Source {
@@ -117,13 +118,25 @@ pub struct Wire {
     count: u64,
     hasher: Option<Hasher>,
     claim: Option<Claim>,
+    copy: Option<File>,
 }
 
 impl Wire {
     /// Reads `source`, which must be what `claim` says.
     pub fn new(source: Source, claim: Option<Claim>) -> Self {
         let hasher = claim.as_ref().map(|claim| Hasher::new(claim.digest.algorithm()));
-        Self { source, ahead: VecDeque::new(), chunk: Bytes::new(), ended: false, count: 0, hasher, claim }
+        Self { source, ahead: VecDeque::new(), chunk: Bytes::new(), ended: false, count: 0, hasher, claim, copy: None }
+    }
+
+    /// What it must turn out to be.
+    pub fn claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
+    }
+
+    /// Writes everything that comes to `copy` too, as it came.
+    pub fn keeping(mut self, copy: File) -> Self {
+        self.copy = Some(copy);
+        self
     }
 
     fn refill(&mut self) -> Result<(), UnpackError> {
@@ -142,6 +155,10 @@ impl Wire {
             }
             if let Some(hasher) = &mut self.hasher {
                 hasher.update(&bytes);
+            }
+            if let Some(copy) = &mut self.copy {
+                let error = |source| UnpackError::Write { action: "write", path: "the kept blob".to_owned(), source };
+                copy.write_all(&bytes).map_err(error)?;
             }
             self.chunk = bytes;
         }
