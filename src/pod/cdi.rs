@@ -274,9 +274,11 @@ fn bind(mount: &Mount) -> Result<oci::Mount, PodError> {
     if is_bind && !options.iter().any(|option| option == "bind" || option == "rbind") {
         options.push("rbind".to_owned());
     }
+    let real = is_bind.then(|| std::fs::canonicalize(&mount.host_path).ok()).flatten();
     let mut made = oci::Mount::default();
     made.set_destination(paths::inside("the mount of a CDI device", &mount.container_path)?)
-        .set_source(Some(mount.host_path.clone()))
+        // The supervisor follows no link of a bind. One that leads nowhere is its to tell.
+        .set_source(Some(real.unwrap_or_else(|| mount.host_path.clone())))
         .set_typ(Some(if is_bind { "bind".to_owned() } else { mount.kind.clone() }))
         .set_options(Some(options));
     Ok(made)

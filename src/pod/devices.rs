@@ -73,10 +73,12 @@ fn place(found: oci::LinuxDevice, inside: &Path, devices: &mut Devices) {
         devices.nodes.push(found);
         return;
     }
+    // The supervisor follows no link. One that is gone since is its to tell.
+    let source = std::fs::canonicalize(found.path()).unwrap_or_else(|_| found.path().clone());
     let mut bind = oci::Mount::default();
     bind.set_destination(inside.to_owned())
         .set_typ(Some("bind".to_owned()))
-        .set_source(Some(found.path().clone()))
+        .set_source(Some(source))
         .set_options(Some(["bind", "nosuid", "noexec"].map(str::to_owned).into()));
     devices.binds.push(bind);
 }

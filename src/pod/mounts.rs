@@ -97,8 +97,8 @@ fn base(container: &Container<'_>) -> Vec<oci::Mount> {
     options.extend(has_group.then(|| format!("gid={TTY_GROUP}")));
     let (queues, memory) = match modes.ipc {
         wire::NamespaceMode::Node => (
-            mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"]),
-            mount("/dev/shm", "bind", "/dev/shm", &["rbind", "nosuid", "noexec", "nodev"]),
+            mount("/dev/mqueue", "bind", real("/dev/mqueue"), &["rbind", "nosuid", "noexec", "nodev"]),
+            mount("/dev/shm", "bind", real("/dev/shm"), &["rbind", "nosuid", "noexec", "nodev"]),
         ),
         _ => (
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
@@ -117,6 +117,11 @@ fn base(container: &Container<'_>) -> Vec<oci::Mount> {
         list.push(queues);
     }
     list
+}
+
+/// The supervisor follows no link of a source, and some nodes have /run/shm.
+fn real(place: &str) -> PathBuf {
+    fs::canonicalize(place).unwrap_or_else(|_| place.into())
 }
 
 /// resolv.conf, hostname and hosts: bound from the pod's directory, never written into the image.

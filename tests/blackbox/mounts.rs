@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cricket::proto::cri;
+use cricket::sys::crash::Point;
 
 use crate::node::{Node, container, create_request, eventually, log_lines, pod, succeed};
 
@@ -300,5 +301,56 @@ async fn what_cannot_be_mounted_on_each_other_is_named() {
     }
     node.remove_pod(&pod).await;
     succeed(node.cricket(["image", "remove"]).arg(BUSYBOX));
+    node.stop_and_account().await;
+}
+
+/// The source becomes a link to somewhere else after the daemon has looked at it (CVE-2021-25741).
+#[tokio::test]
+async fn row_15_a_source_that_is_swapped_after_its_check_is_not_mounted() {
+    const MANY: usize = 300;
+    let node = Node::start_with_crash_points().await;
+    node.load("busybox");
+    let pod_config = pod(&node, "swapped");
+    let pod = node.run_pod(&pod_config).await;
+    let base = node.logs().join("sources");
+    let (volume, aside, secret) = (base.join("volume"), base.join("aside"), base.join("secret"));
+    for directory in [&volume, &secret] {
+        std::fs::create_dir_all(directory).expect("a directory of ours");
+        let name = directory.file_name().expect("a name").to_str().expect("a text");
+        std::fs::write(directory.join("which"), format!("{name}\n")).expect("a file of ours");
+    }
+    let mount = |number: usize| cri::Mount {
+        container_path: format!("/m/{number}"),
+        host_path: volume.to_str().expect("a text").to_owned(),
+        ..Default::default()
+    };
+    let mut config = shell(BUSYBOX, "cat /m/*/which | sort | uniq -c");
+    config.mounts = (0..MANY).map(mount).collect();
+    for (point, taken) in [(Point::ContainerBundle, false), (Point::CreatorBegun, true)] {
+        node.arm(point, "hold", 1);
+        let request = create_request(&pod, config.clone(), &pod_config);
+        let mut runtime = node.runtime().await;
+        let call = tokio::spawn(async move { runtime.create_container(request).await });
+        node.until_held().await;
+        std::fs::rename(&volume, &aside).expect("moved");
+        std::os::unix::fs::symlink(&secret, &volume).expect("a link");
+        node.release();
+        let answer = call.await.expect("no panic");
+        std::fs::remove_file(&volume).and_then(|()| std::fs::rename(&aside, &volume)).expect("moved back");
+        if !taken {
+            let message = answer.expect_err("nobody knows where it leads").message().to_owned();
+            assert!(message.contains("became a link"), "{message}");
+            continue;
+        }
+        // What was looked at is mounted, wherever its name leads by now.
+        let id = answer.expect("created").into_inner().container_id;
+        let start = cri::StartContainerRequest { container_id: id.clone() };
+        node.runtime().await.start_container(start).await.expect("started");
+        node.exit_of(&id).await;
+        let lines = log_lines(&node.log_of("swapped", "main"));
+        let lines: Vec<_> = lines.iter().map(|line| line.content.trim()).collect();
+        assert_eq!(lines, [format!("{MANY} volume")]);
+    }
+    node.remove_pod(&pod).await;
     node.stop_and_account().await;
 }

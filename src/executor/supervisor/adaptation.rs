@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::fault::{Fault, Result};
 use super::runtime::{Order, oci};
+use super::sources::Moved;
 use super::user_namespace::UserNamespace;
 
 /// Where a container is that has no cgroup (see `cgroup::stand_in`).
@@ -92,9 +93,9 @@ fn adapt_user_namespace(linux: &mut oci::Linux, order: &Order<'_>) {
 
 fn move_sources(spec: &mut oci::Spec, order: &Order<'_>) {
     let Some(mounts) = spec.mounts_mut() else { return };
-    for (number, source) in order.moved {
+    for Moved { number, place, .. } in order.moved {
         if let Some(mount) = mounts.get_mut(*number) {
-            mount.set_source(Some(source.clone()));
+            mount.set_source(Some(place.clone()));
         }
     }
     for mount in mounts {

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::UnmountFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
@@ -18,7 +17,7 @@ use super::fault::{Fault, Result};
 use super::log::{ContainerLog, LogPath, Stream};
 use super::pod::Pod;
 use super::signals::Ending;
-use super::{cgroup, requests, runtime, start, volumes};
+use super::{cgroup, requests, runtime, start};
 use crate::executor::leftovers::{self, ProcessRecord};
 use crate::executor::protocol::{self, MESSAGE_LIMIT};
 use crate::proto::supervisor as wire;
@@ -228,8 +227,6 @@ impl Pod {
             fault = container.start_report.as_ref().and_then(start::read_fault).unwrap_or(fault);
             creation.kill(&container.bundle);
             container.signal_all(Signal::KILL);
-            let _ = rustix::mount::unmount(container.bundle.join("rootfs"), UnmountFlags::DETACH);
-            volumes::release(&container.bundle);
             let _ = requests::remove_tree(&container.runtime_dir());
             let _ = fs::remove_file(container.bundle.join("process.json"));
             if let Some(directory) = &container.cgroup {

@@ -6,21 +6,22 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount::{MoveMountFlags, UnmountFlags};
+use rustix::mount::MoveMountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::container::signal_process;
 use super::dev_mount::DevMounts;
 use super::fault::{Fault, Result};
 use super::pod::now;
 use super::user_namespace::UserNamespace;
-use super::{cgroup, preflight, reach, runtime, sandbox, signals, volumes};
+use super::{cgroup, preflight, runtime, sandbox, signals, sources, volumes};
 use crate::executor::protocol;
 use crate::proto::supervisor as wire;
 use crate::proto::supervisor::{NamespaceMode, reply};
 use crate::sys::crash::{self, Point};
 use crate::sys::descriptors;
+use crate::sys::namespaces;
 use crate::sys::propagation::{self, Propagation};
 
 /// What the creator works with.
@@ -65,12 +66,14 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
     keep.extend(job.user_namespace.map(|namespace| namespace.descriptor().as_raw_fd()));
     descriptors::close_all_except(&keep).map_err(Fault::io("cannot close stray descriptors"))?;
     sandbox::set_oom_score(job.request.oom_score_adj).map_err(Fault::io("cannot set the container's oom score"))?;
-    let (moved, sources) = match job.user_namespace {
-        Some(namespace) => reach::take_sources(&job.bundle, namespace, job.volumes.len())?,
-        None => Default::default(),
-    };
-    let rootfs = attach_root(job)?;
-    volumes::attach(&job.bundle, job.volumes.iter().chain(&sources))?;
+    // Nothing of what is attached here is seen, or left, outside.
+    namespaces::unshare(UnshareFlags::NEWNS).map_err(Fault::io("cannot make mounts of the creator's own"))?;
+    let pod = job.bundle.parent().and_then(Path::parent).unwrap_or(&job.bundle);
+    let moved = sources::take(&job.bundle, pod, job.user_namespace, job.volumes.len())?;
+    attach_root(job)?;
+    for (number, volume) in job.volumes.iter().enumerate() {
+        volumes::attach(&job.bundle, number, volume)?;
+    }
     crash::reach(Point::CreatorBegun).map_err(Fault::io("cannot call the runtime"))?;
     let made = runtime::create(runtime::Order {
         id: &job.request.container_id,
@@ -99,9 +102,6 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
         signal_process(made.pid, Signal::KILL);
         return Err(fault);
     }
-    // The container has a mount of its own; ours would only be one more for the next container to copy.
-    let _ = rustix::mount::unmount(&rootfs, UnmountFlags::DETACH);
-    volumes::release(&job.bundle);
     if let Err(fault) = settle_mounts(made.pid, &made.in_dev, &job.request.propagations) {
         signal_process(made.pid, Signal::KILL);
         return Err(fault);
@@ -110,7 +110,7 @@ fn create(job: &Job<'_>) -> Result<(wire::CreateContainerReply, Option<OwnedFd>)
     Ok((reply, made.terminal))
 }
 
-fn attach_root(job: &Job<'_>) -> Result<PathBuf> {
+fn attach_root(job: &Job<'_>) -> Result<()> {
     let target = job.bundle.join("rootfs");
     match fs::create_dir(&target) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -121,8 +121,7 @@ fn attach_root(job: &Job<'_>) -> Result<PathBuf> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(&job.rootfs, "", rustix::fs::CWD, &target, flags)
         .map_err(Fault::io(format!("cannot attach the root file system at {}", target.display())))?;
-    preflight::check(&job.rootfs)?;
-    Ok(target)
+    preflight::check(&job.rootfs)
 }
 
 /// What the runtime does not do: mounts in /dev, and mount points whose propagation it ignores. Last of all that the creator does: it stays in the container's mounts.

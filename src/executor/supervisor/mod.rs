@@ -53,6 +53,7 @@ mod sandbox;
 mod seccomp;
 mod shutdown;
 mod signals;
+mod sources;
 mod start;
 mod sysctl;
 pub mod template;

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::fault::{Fault, Result};
 use super::runtime::oci;
+use super::sources::Moved;
 
 /// Places that must be directories, or absent.
 const DIRECTORIES: &[&str] = &["proc", "sys", "dev"];
@@ -40,7 +41,7 @@ pub fn check(root: impl AsFd) -> Result<()> {
 
 /// Refuses a mount of a file on a directory, or of a directory on anything else: the kernel's word for it names neither.
 /// What lies below another mount is not the image's, and not looked at.
-pub fn check_sources<'a>(root: &Path, mounts: impl Iterator<Item = &'a oci::Mount>) -> Result<()> {
+pub fn check_sources<'a>(root: &Path, mounts: impl Iterator<Item = &'a oci::Mount>, moved: &[Moved]) -> Result<()> {
     let root = File::open(root).map_err(Fault::io("cannot open the container's root"))?;
     let mut earlier: Vec<&Path> = Vec::new();
     for mount in mounts {
@@ -60,7 +61,8 @@ pub fn check_sources<'a>(root: &Path, mounts: impl Iterator<Item = &'a oci::Moun
         };
         if what != on {
             let word = |directory| if directory { "a directory" } else { "a file" };
-            let (source, place) = (source.display(), place.display());
+            let named = moved.iter().find(|moved| moved.place == *source).map_or(source, |moved| &moved.source);
+            let (source, place) = (named.display(), place.display());
             return Err(Fault::invalid(format!(
                 "{source} is {} and cannot be mounted at {place}: that is {} in the image",
                 word(what),

@@ -25,6 +25,7 @@ use super::dev_mount::DevMounts;
 use super::fault::{Fault, Result};
 use super::process_settings::{find_program, path_of};
 use super::runtime_notes::Notes;
+use super::sources::Moved;
 use super::user_namespace::UserNamespace;
 use super::{adaptation, console, preflight, reach, sandbox, signals};
 use crate::executor::protocol;
@@ -72,7 +73,7 @@ pub struct Order<'a> {
     /// Of the pod, where it has one of its own.
     pub user_namespace: Option<&'a UserNamespace>,
     /// Mounts of the specification, by number, whose sources are elsewhere.
-    pub moved: &'a [(usize, PathBuf)],
+    pub moved: &'a [Moved],
 }
 
 /// What was created.
@@ -101,7 +102,7 @@ pub fn create(order: Order<'_>) -> Result<Created> {
         Some(_) => None,
         None => Some(console::listen(order.bundle)?),
     };
-    preflight::check_sources(&order.bundle.join("rootfs"), spec.mounts().iter().flatten())?;
+    preflight::check_sources(&order.bundle.join("rootfs"), spec.mounts().iter().flatten(), order.moved)?;
     let in_dev = DevMounts::take_from(&mut spec);
     write_spec(&mut spec, &order)?;
     order.user_namespace.map_or(Ok(()), |_| reach::make_reachable(order.bundle))?;
