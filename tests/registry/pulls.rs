@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use cricket::image::archive::save::{Format, save};
+use cricket::image::pins::Pins;
 use cricket::image::pull::Puller;
 use cricket::image::store::Store;
 use cricket::image::{ImageErrorKind, ImageOptions, Images, LayerPhase, LayerProgress};
@@ -23,6 +25,10 @@ struct Here {
 
 impl Here {
     fn new(mock: &Mock) -> Self {
+        Self::keeping(mock, false)
+    }
+
+    fn keeping(mock: &Mock, keep_blobs: bool) -> Self {
         let directory = Directory::with_hosts(&format!("server = {:?}", mock.url()));
         let options = ImageOptions {
             root: directory.0.join("root"),
@@ -31,7 +37,7 @@ impl Here {
             ..ImageOptions::default()
         };
         std::fs::create_dir_all(&options.root).expect("a directory");
-        let store = Store::open(&options.root, false).expect("a store");
+        let store = Store::open_with(&options.root, false, Pins::default(), keep_blobs).expect("a store");
         let puller = Puller::with_patience(&options, store.clone(), patience());
         Self { directory, store, puller }
     }
@@ -258,4 +264,48 @@ async fn open(directory: &Path) -> Images {
         ..ImageOptions::default()
     };
     Images::open(options).await.expect("the image service")
+}
+
+/// The digest that skopeo finds in what we save.
+fn digest_of_saved(here: &Here) -> String {
+    let path = here.directory.0.join("saved.tar");
+    let mut file = std::fs::File::create(&path).expect("a file");
+    save(&here.store, &[NAME.to_owned()], Format::Oci, &mut file).expect("saved");
+    let mut skopeo = std::process::Command::new("skopeo");
+    skopeo.args(["--insecure-policy", "inspect", "--format", "{{.Digest}} {{len .Layers}}"]);
+    let output =
+        skopeo.arg(format!("oci-archive:{}", path.display())).output().expect("skopeo; apt-get install skopeo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("a text").trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pulled_with_its_blobs_is_saved_with_the_registrys_digests() {
+    let mut content = Content::default();
+    let digest = content.add_image("1", &[300_000, 10, 70_000]);
+    let blobs: u64 = content.blobs.values().map(|blob| blob.len() as u64).sum();
+    let mock = serving(content).await;
+    let here = Here::new(&mock);
+    here.puller.pull(NAME, None, None).await.expect("an image");
+    let without = here.store.total().0;
+    assert!(!digest_of_saved(&here).starts_with(&digest.to_string()), "the manifest is made anew");
+    // Another daemon on the same root, told to keep blobs: the next pull fetches them, the one after that nothing.
+    let Here { directory, .. } = here;
+    let root = directory.0.join("root");
+    let store = Store::open_with(&root, false, Pins::default(), true).expect("a store");
+    let options = ImageOptions { root, registry_config_path: directory.0.clone(), ..ImageOptions::default() };
+    let puller = Puller::with_patience(&options, store.clone(), patience());
+    let here = Here { directory, store, puller };
+    let image = here.puller.pull(NAME, None, None).await.expect("an image");
+    assert_eq!(digest_of_saved(&here), format!("{digest} 3"));
+    assert!(here.store.total().0 >= without + blobs / 2 && here.temporary() == 0);
+    let before = mock.count("/blobs/");
+    here.puller.pull(NAME, None, None).await.expect("the same");
+    assert_eq!(mock.count("/blobs/"), before);
+    assert!(here.store.remove(&image.id).expect("removed").0);
+    assert_eq!(here.store.total(), (0, 0));
+    // And at once.
+    let fresh = Here::keeping(&mock, true);
+    fresh.puller.pull(NAME, None, None).await.expect("an image");
+    assert_eq!(digest_of_saved(&fresh), format!("{digest} 3"));
 }
