@@ -340,6 +340,27 @@ async fn where_the_kernel_stacks_no_layers_fuse_overlayfs_does_and_ends_with_the
     unmount(&scratch);
 }
 
+/// An ordinary user who may open /dev/fuse, which is root's on many machines: root gives nobody one, in mounts of its own.
+#[test]
+fn fuse_overlayfs_stacks_layers_for_an_ordinary_user_too() {
+    const TEST: &str = "where_the_kernel_stacks_no_layers_fuse_overlayfs_does_and_ends_with_the_mount";
+    const GIVEN: &str = "mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse \
+        && setpriv --reuid=65534 --regid=65534 --clear-groups test -x \"$0\" -a -w /dev/fuse || exit 77; \
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups unshare --user --map-root-user --mount \"$0\" \"$@\"";
+    if !rustix::process::geteuid().is_root() || in_user_namespace() {
+        eprintln!("not tried again: the other test is an ordinary user's already");
+        return;
+    }
+    let mut shell = std::process::Command::new("unshare");
+    shell.env("CRICKET_TEST_IN_MOUNT_NAMESPACE", "yes").args(["--mount", "--propagation=private", "sh", "-c", GIVEN]);
+    shell.arg(std::env::current_exe().expect("this program has a path"));
+    let status = shell.args(["--exact", &format!("image::tests::snapshots::{TEST}")]).status().expect("unshare(1)");
+    match status.code() {
+        Some(77) => eprintln!("not tried: nobody cannot be given /dev/fuse here, or cannot run this program"),
+        _ => assert!(status.success(), "{TEST} failed as an ordinary user"),
+    }
+}
+
 /// The figure of ImageFsInfo is kept, never counted: here it is counted, by looking at every file.
 #[tokio::test]
 async fn the_usage_of_images_is_what_a_walk_finds() {
