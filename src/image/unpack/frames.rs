@@ -72,8 +72,13 @@ impl Frames {
         if header.is_empty() {
             return Ok(false);
         }
-        // A larger one is refused by the decoder.
-        let window = window_bytes(header).min(WINDOW_LIMIT_BYTES);
+        let window = window_bytes(header);
+        if window > WINDOW_LIMIT_BYTES {
+            return Err(UnpackError::Malformed(format!(
+                "a zstd frame of it looks {window} bytes back, and at most {WINDOW_LIMIT_BYTES} are taken: compress it without \
+                 --long, at a level up to 20"
+            )));
+        }
         self.in_frame = true;
         let granted = self.grant.as_ref().map_or(FREE_WINDOW_BYTES, Grant::bytes);
         let is_kept = window <= FREE_WINDOW_BYTES && self.grant.is_none();

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 /// A window that needs no grant: the largest that encoders choose unless they are told to spend memory.
 pub const FREE_WINDOW_BYTES: u64 = 8 << 20;
-/// Largest window, as a power of two (64 MiB, as the other runtimes take); a frame that wants more is refused.
-pub const WINDOW_LOG_LIMIT: u32 = 26;
+/// Largest window, as a power of two: 32 MiB, the most that programs that build images ever ask for, so that a pull stays below
+/// 64 MB whatever the image. A frame that wants more is refused.
+pub const WINDOW_LOG_LIMIT: u32 = 25;
 /// See [`WINDOW_LOG_LIMIT`].
 pub const WINDOW_LIMIT_BYTES: u64 = 1 << WINDOW_LOG_LIMIT;
 /// All windows above [`FREE_WINDOW_BYTES`] together, of every layer that is being unpacked.
