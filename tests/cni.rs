@@ -548,3 +548,37 @@ fn what_a_plugin_does_not_delete_is_kept_until_it_does() {
         assert_eq!(site.kept(), 0);
     });
 }
+
+#[test]
+fn a_damaged_record_is_set_aside_and_its_pod_goes() {
+    inside("a_damaged_record_is_set_aside_and_its_pod_goes", |site| async move {
+        site.configure(&site.bridge(&[]));
+        let (damaged, later, whole) = (Pod::start("damaged"), Pod::start("later"), Pod::start("whole"));
+        let network = site.network(PATIENCE);
+        for pod in [&damaged, &later, &whole] {
+            network.set_up(pod.request()).await.expect("set up");
+        }
+        let record = |pod: &Pod| site.dir.join("kept").join(format!("{}.json", pod.id));
+        fs::write(record(&damaged), "{\"version\": 1, \"po").expect("damaged");
+        let text = fs::read_to_string(record(&later)).expect("a record");
+        let newer = text.replacen("\"version\": 1", "\"version\": 1000", 1);
+        assert_ne!(text, newer);
+        fs::write(record(&later), &newer).expect("written");
+
+        network.tear_down(&damaged.id).await.expect("torn down");
+        let aside = record(&damaged).with_extension("json.unreadable");
+        assert!(aside.exists() && !record(&damaged).exists());
+        // What is configured now knew the pod: its address is free.
+        assert_eq!((site.leases().len(), site.kept()), (2 * 2, 2));
+        let error = network.tear_down(&later.id).await.expect_err("it is of another release").to_string();
+        assert!(error.contains("a newer cricket wrote it"), "{error}");
+        assert_eq!(fs::read_to_string(record(&later)).expect("untouched"), newer);
+        // Another network's configuration, or none, does not keep the next one either.
+        fs::write(record(&whole), "").expect("damaged");
+        site.unconfigure();
+        network.tear_down(&whole.id).await.expect("torn down");
+        fs::write(record(&later), text).expect("written");
+        network.tear_down(&later.id).await.expect("torn down");
+        assert_eq!(site.kept(), 0);
+    });
+}

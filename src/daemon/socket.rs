@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
@@ -34,6 +35,10 @@ const BACKLOG: i32 = 1024;
 
 /// A client says its first word within this time, or gives its place to another.
 const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same while somebody waits for a place.
+const FIRST_WORD_TIMEOUT_IN_A_CROWD: Duration = Duration::from_secs(1);
+/// How often a silent client is looked at for that.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// Pause after accept failed, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -65,7 +70,7 @@ impl Socket {
     pub fn connections(&self) -> Result<impl Stream<Item = io::Result<Connection>> + Send + use<>, DaemonError> {
         let listener = self.listener.try_clone().and_then(tokio::net::UnixListener::from_std);
         let listener = listener.map_err(DaemonError::io("listening"))?;
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = Arc::new(Places::new(CONNECTIONS, [FIRST_WORD_TIMEOUT, FIRST_WORD_TIMEOUT_IN_A_CROWD]));
         Ok(futures_util::stream::unfold((listener, places), |(listener, places)| async move {
             let connection = accept(&listener, &places).await;
             Some((Ok(connection), (listener, places)))
@@ -140,11 +145,37 @@ fn is_left_over(path: &Path) -> Result<bool, String> {
     }
 }
 
-async fn accept(listener: &tokio::net::UnixListener, places: &Arc<Semaphore>) -> Connection {
+/// For clients, and whether one more would like to have one.
+struct Places {
+    free: Arc<Semaphore>,
+    is_crowded: AtomicBool,
+    /// With silent clients, usually and in a crowd.
+    patience: [Duration; 2],
+}
+
+impl Places {
+    fn new(count: usize, patience: [Duration; 2]) -> Self {
+        Self { free: Arc::new(Semaphore::new(count)), is_crowded: AtomicBool::new(false), patience }
+    }
+
+    async fn take(&self) -> OwnedSemaphorePermit {
+        // The last place makes a crowd too: the next client is seen only once there is a place for it.
+        self.is_crowded.store(self.free.available_permits() <= 1, Ordering::Relaxed);
+        let place = Arc::clone(&self.free).acquire_owned().await.expect("the semaphore is never closed");
+        self.is_crowded.store(self.free.available_permits() == 0, Ordering::Relaxed);
+        place
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience[usize::from(self.is_crowded.load(Ordering::Relaxed))]
+    }
+}
+
+async fn accept(listener: &tokio::net::UnixListener, places: &Arc<Places>) -> Connection {
     loop {
-        let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
+        let place = places.take().await;
         match listener.accept().await {
-            Ok((stream, _)) if may_speak(&stream) => return Connection::new(stream, place, FIRST_WORD_TIMEOUT),
+            Ok((stream, _)) if may_speak(&stream) => return Connection::new(stream, place, Arc::clone(places)),
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
@@ -175,13 +206,34 @@ fn may_speak(stream: &tokio::net::UnixStream) -> bool {
 pub struct Connection {
     stream: tokio::net::UnixStream,
     /// Until the client has said something.
-    silence: Option<Pin<Box<Sleep>>>,
+    silence: Option<Silence>,
     _place: OwnedSemaphorePermit,
 }
 
+/// A client that has not said anything yet.
+struct Silence {
+    since: Instant,
+    glance: Pin<Box<Sleep>>,
+    places: Arc<Places>,
+}
+
+impl Silence {
+    /// Ready when it has lasted too long.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.glance.as_mut().poll(cx).is_ready() {
+            if self.since.elapsed() >= self.places.patience() {
+                return Poll::Ready(());
+            }
+            self.glance.as_mut().reset(Instant::now() + GLANCE);
+        }
+        Poll::Pending
+    }
+}
+
 impl Connection {
-    fn new(stream: tokio::net::UnixStream, place: OwnedSemaphorePermit, patience: Duration) -> Self {
-        Self { stream, silence: Some(Box::pin(tokio::time::sleep(patience))), _place: place }
+    fn new(stream: tokio::net::UnixStream, place: OwnedSemaphorePermit, places: Arc<Places>) -> Self {
+        let glance = Box::pin(tokio::time::sleep(GLANCE));
+        Self { stream, silence: Some(Silence { since: Instant::now(), glance, places }), _place: place }
     }
 }
 
@@ -194,10 +246,9 @@ impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         match &mut self.silence {
-            Some(silence) if read.is_pending() => match silence.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                Poll::Pending => Poll::Pending,
-            },
+            Some(silence) if read.is_pending() => {
+                silence.poll_end(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
             _ => {
                 self.silence = None;
                 read
@@ -259,16 +310,23 @@ mod tests {
         fs::remove_file(path).expect("removed");
     }
 
-    #[tokio::test]
-    async fn a_client_that_says_nothing_gives_its_place_to_another() {
+    /// Whether a client that says nothing is given up, while another waits.
+    async fn gives_up(places: &Arc<Places>) {
         use tokio::io::AsyncReadExt;
-        let places = Arc::new(Semaphore::new(1));
-        let place = Arc::clone(&places).acquire_owned().await.expect("a place");
+        let (_speaks, place) = (places.take().await, places.take().await);
         let (_client, stream) = tokio::net::UnixStream::pair().expect("a pair");
-        let mut connection = Connection::new(stream, place, Duration::from_millis(1));
-        let error = connection.read_u8().await.expect_err("nothing was said");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        drop(connection);
-        assert_eq!(places.available_permits(), 1);
+        let mut connection = Connection::new(stream, place, Arc::clone(places));
+        let silent = async move {
+            let error = connection.read_u8().await.expect_err("nothing was said");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        };
+        tokio::join!(silent, places.take());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_gives_its_place_to_another_and_in_a_crowd_soon() {
+        let (never, soon) = (Duration::from_secs(3600), Duration::from_millis(1));
+        gives_up(&Arc::new(Places::new(4, [soon, never]))).await;
+        gives_up(&Arc::new(Places::new(2, [never, soon]))).await;
     }
 }

@@ -24,7 +24,7 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::store;
+use crate::store::{self, RecordError};
 use crate::sys::async_fd;
 use crate::sys::namespace::inode;
 use crate::sys::process::ProcessId;
@@ -127,6 +127,10 @@ struct Record {
 }
 
 impl Record {
+    fn process(&self) -> ProcessId {
+        ProcessId { pid: self.pid, start_time: self.start_time }
+    }
+
     /// Whether pods ask this driver for a resolver that the host has no more.
     fn asks_elsewhere(&self, now: Ipv4Addr) -> bool {
         self.driver == Driver::Pasta && now.is_loopback() && self.resolver.is_some_and(|then| then != now)
@@ -148,6 +152,21 @@ fn host_resolver() -> Ipv4Addr {
 
 fn record_path(state: &Path) -> PathBuf {
     state.join("outbound.json")
+}
+
+/// Which driver there is. A damaged record is set aside, and said to be; a later release's is an error.
+fn recorded(state: &Path) -> Result<Option<Record>, RecordError> {
+    let path = record_path(state);
+    let error = match store::read_known(&path, RECORD_VERSION) {
+        Ok(record) => return Ok(Some(record)),
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) if error.is_damaged() => error,
+        Err(error) => return Err(error),
+    };
+    let place = store::set_aside(&path)?;
+    tracing::error!(%error, place = %place.display(),
+        "which process is the way out is not known any more, its record is set aside: end a pasta or slirp4netns that is left");
+    Ok(None)
 }
 
 fn start_time(pid: i32) -> Option<u64> {
@@ -180,6 +199,9 @@ pub enum OutboundError {
     /// Not a namespace.
     #[error("cannot look at the node's network namespace: {0}")]
     Namespace(#[source] io::Error),
+    /// Which one runs cannot be read, or a later release started it; it goes on.
+    #[error("the way out is left as it is: {0}")]
+    Record(#[from] RecordError),
     /// It belongs to a node that is gone.
     #[error("cannot end the way out of an earlier node: {0}")]
     Leftover(#[source] io::Error),
@@ -211,8 +233,7 @@ impl Outbound {
     ) -> Result<Self, OutboundError> {
         let network = Arc::new(network);
         let served = inode(&*network).map_err(OutboundError::Namespace)?;
-        let found = store::read::<Record>(&record_path(state))
-            .ok()
+        let found = recorded(state)?
             .filter(|record| record.network == served && record.host_loopback == host_loopback)
             .filter(|record| !record.asks_elsewhere(host_resolver()));
         if found.is_none() {
@@ -246,15 +267,14 @@ impl Outbound {
 
     /// The driver that is recorded under `state`, if one runs.
     pub fn running(state: &Path) -> Option<ProcessId> {
-        let record = store::read::<Record>(&record_path(state)).ok()?;
-        let process = ProcessId { pid: record.pid, start_time: record.start_time };
-        process.is_alive().then_some(process)
+        recorded(state).ok().flatten().as_ref().map(Record::process).filter(ProcessId::is_alive)
     }
 
     /// Ends the driver that is recorded under `state`, if one runs, and waits until it has ended. For `cricket stop`;
     /// a daemon would start it again.
     pub fn stop(state: &Path) -> io::Result<()> {
-        if let Some(driver) = Self::running(state) {
+        let found = recorded(state).map_err(io::Error::other)?;
+        if let Some(driver) = found.as_ref().map(Record::process).filter(ProcessId::is_alive) {
             driver.end(STOP_PATIENCE)?;
         }
         store::remove(&record_path(state)).map_err(io::Error::other)
@@ -372,6 +392,21 @@ mod tests {
         };
         assert!(living(&record(time)).is_some());
         assert!(living(&record(time + 1)).is_none());
+    }
+
+    #[test]
+    fn a_damaged_record_is_set_aside_and_a_later_one_left_alone() {
+        let state = std::env::temp_dir().join(format!("cricket-outbound-{}", std::process::id()));
+        std::fs::create_dir_all(&state).expect("a directory");
+        let (path, aside) = (record_path(&state), state.join("outbound.json.unreadable"));
+        std::fs::write(&path, "{\"version\": 1, \"dri").expect("written");
+        assert!(recorded(&state).expect("set aside").is_none());
+        assert!(aside.exists() && !path.exists());
+        std::fs::write(&path, "{\"version\": 1000, \"driver\": [\"another\"]}").expect("written");
+        assert!(recorded(&state).expect_err("a later one").is_newer());
+        let error = Outbound::stop(&state).expect_err("it is not ours to end").to_string();
+        assert!(error.contains("a newer cricket wrote it") && path.exists(), "{error}");
+        std::fs::remove_dir_all(&state).expect("removed");
     }
 
     #[test]

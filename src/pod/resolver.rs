@@ -16,6 +16,8 @@ use crate::pod::files;
 const FILE: &str = "/etc/resolv.conf";
 /// Whoever writes it writes more than once.
 const SETTLE: Duration = Duration::from_millis(100);
+/// After inotify was refused, because the user has no more instances or watches.
+const RETRY: Duration = Duration::from_secs(60);
 /// The thread does nothing that needs more.
 const STACK_BYTES: usize = 128 << 10;
 
@@ -24,8 +26,10 @@ pub(crate) fn follow(context: &Arc<Context>) {
     let resolver = context.networks.resolver();
     let context = Arc::downgrade(context);
     let work = move || {
-        if let Err(error) = watch(&context, resolver) {
-            tracing::warn!(%error, "changes of {FILE} do not reach pods that run");
+        let mut known = files::of_the_node(resolver);
+        while let Err(error) = watch(&context, resolver, &mut known) {
+            tracing::warn!(%error, "changes of {FILE} do not reach pods that run: tried again in a minute");
+            std::thread::sleep(RETRY);
         }
     };
     let started = std::thread::Builder::new().name("resolver".into()).stack_size(STACK_BYTES).spawn(work);
@@ -34,9 +38,12 @@ pub(crate) fn follow(context: &Arc<Context>) {
     }
 }
 
-fn watch(context: &Weak<Context>, resolver: Option<IpAddr>) -> nix::Result<()> {
-    let mut known = files::of_the_node(resolver);
+/// Until the daemon ends. What changed while nobody watched is seen at the start.
+fn watch(context: &Weak<Context>, resolver: Option<IpAddr>, known: &mut String) -> nix::Result<()> {
     loop {
+        if context.strong_count() == 0 {
+            return Ok(());
+        }
         // Anew each time: the link may lead elsewhere now.
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
         let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CREATE;
@@ -47,9 +54,9 @@ fn watch(context: &Weak<Context>, resolver: Option<IpAddr>) -> nix::Result<()> {
         // Pods may go on asking at the same address: then it is the way out that asks another resolver.
         context.networks.follow_resolver();
         let now = files::of_the_node(resolver);
-        if now != known {
-            renew(&context, &known, &now);
-            known = now;
+        if now != *known {
+            renew(&context, known, &now);
+            *known = now;
             continue;
         }
         drop(context);

@@ -7,31 +7,42 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// A private, zeroed region. It costs memory only where it was written since [`Pages::give_back`].
+/// A zeroed region, private or shared with children. It costs memory only where it was written since [`Pages::give_back`].
 #[derive(Debug)]
 pub struct Pages {
     start: NonNull<u8>,
     length: usize,
+    /// What gives it back.
+    advice: i32,
 }
 
 impl Pages {
     /// Reserves `length` bytes, a multiple of the page size.
     pub fn new(length: usize) -> io::Result<Self> {
+        Self::map(length, libc::MAP_PRIVATE, libc::MADV_DONTNEED)
+    }
+
+    /// As [`Pages::new`]; processes that are forked see the same memory. They agree when which of them writes.
+    pub fn shared(length: usize) -> io::Result<Self> {
+        Self::map(length, libc::MAP_SHARED, libc::MADV_REMOVE)
+    }
+
+    fn map(length: usize, kind: i32, advice: i32) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = kind | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: no address is asked for, so that no existing mapping is touched.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
         match NonNull::new(address.cast::<u8>()) {
-            Some(start) if address != libc::MAP_FAILED => Ok(Self { start, length }),
+            Some(start) if address != libc::MAP_FAILED => Ok(Self { start, length, advice }),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
     /// Gives the memory back to the kernel; the region reads as zeros again.
     pub fn give_back(&mut self) {
-        // SAFETY: the region is ours, private and anonymous, and no reference into it exists beside `&mut self`.
+        // SAFETY: the region is ours and anonymous, and no reference into it exists beside `&mut self`.
         // An error leaves the pages as they are, which is harmless.
-        unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_DONTNEED) };
+        unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, self.advice) };
     }
 }
 

@@ -1,11 +1,16 @@
-//! A hundred pods come and go: afterwards the machine and the daemon are as they were.
+//! A hundred pods come and go (`scripts/soak --in-turn 1000`: a thousand): afterwards the machine and the daemon are as they
+//! were, and the daemon has the memory that it had after the first of them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::node::{Footprint, Node, container, eventually, mount_points, pod};
 
+/// Unless CRICKET_PODS_IN_TURN says otherwise.
 const PODS: usize = 100;
+/// After so many the daemon has what it needs; then it may have so much more.
+const SETTLED: usize = 50;
+const GROWTH_KB_MAX: usize = 3 << 10;
 /// So many first, so that what is made once and kept has been made.
 const WARM_UP: usize = 3;
 
@@ -17,6 +22,13 @@ async fn come_and_go(node: &Node, name: &str) {
     assert_eq!(said.stdout, format!("{name}\n").into_bytes());
     node.remove_pod(&pod).await;
     std::fs::remove_dir_all(node.logs().join(name)).expect("the log stays, for whoever asked for it");
+}
+
+/// What a process has in memory.
+fn resident_kb(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process of ours");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// Everything that could pile up.
@@ -85,8 +97,16 @@ async fn a_hundred_pods_leave_nothing_behind() {
         come_and_go(&node, &format!("warm-{number}")).await;
     }
     let before = Account::take(&node);
-    for number in 0..PODS {
+    let pods = std::env::var("CRICKET_PODS_IN_TURN").ok().and_then(|text| text.parse().ok()).unwrap_or(PODS);
+    let mut settled = None;
+    for number in 0..pods {
         come_and_go(&node, &format!("pod-{number}")).await;
+        if (number + 1) % SETTLED == 0 {
+            let now = resident_kb(node.daemon_pid());
+            println!("{} pods: the daemon has {now} KB", number + 1);
+            let then = *settled.get_or_insert(now);
+            assert!(now < then + GROWTH_KB_MAX, "the daemon grows: {then} KB, then {now} KB after {} pods", number + 1);
+        }
     }
     // A process that has been killed may take a moment to go.
     let mut after = Account::take(&node);

@@ -151,6 +151,32 @@ impl Pod {
         if let Some(message) = container.log.take_trouble() {
             self.tell(event::Event::LogTrouble(wire::LogTrouble { container_id: id.to_owned(), message }));
         }
+        self.watch_scribe();
+    }
+
+    /// Whoever it is that writes now. The socket of one that has ended is closed, and with that out of epoll.
+    fn watch_scribe(&mut self) {
+        let found = self.scratch.scribe().socket();
+        let pid = found.as_ref().map(|(pid, _)| *pid);
+        if pid == self.scribe_watched {
+            return;
+        }
+        self.reactor.forget_closed(&Source::Scribe);
+        let watched = found.is_some_and(|(_, socket)| self.reactor.watch(socket, Source::Scribe).is_ok());
+        self.scribe_watched = pid.filter(|_| watched);
+    }
+
+    /// The disk has answered: whichever log waits goes on.
+    pub(super) fn on_scribe(&mut self) {
+        self.scratch.scribe().listen(std::time::Duration::ZERO);
+        self.watch_scribe();
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            if let Some(container) = self.containers.get_mut(&id) {
+                container.log.on_answer(&mut self.scratch);
+            }
+            self.after_log(&id);
+        }
     }
 
     /// Takes a container's outputs out of epoll.

@@ -84,8 +84,9 @@ impl Pod {
         let pid_namespace = self.pid_namespace(&request)?;
         let path = LogPath::new(&request.log_path, &request.log_directory)
             .map_err(|error| Fault::invalid(error.to_string()))?;
-        let mut log = ContainerLog::open(path).map_err(|error| Fault::state(error.to_string()))?;
         let streams = make_streams(&request).map_err(Fault::io("cannot make the container's streams"))?;
+        let opened = ContainerLog::open(path, &mut self.scratch);
+        let mut log = opened.map_err(|error| Fault::state(error.to_string()))?;
         let watched = "cannot read the container's output";
         for (stream, end) in [Stream::Stdout, Stream::Stderr].into_iter().zip(streams.outputs.into_iter().flatten()) {
             log.add_source(stream, end).map_err(Fault::io(watched))?;
@@ -232,6 +233,7 @@ impl Pod {
             if let Some(directory) = &container.cgroup {
                 let _ = cgroup::remove(directory);
             }
+            container.log.close(&mut self.scratch);
         }
         let fault = if creation.late {
             Fault::new(ErrorKind::DeadlineExceeded, format!("container {id} was not created in time and was given up"))

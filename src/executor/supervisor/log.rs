@@ -4,16 +4,18 @@
 //! (`format::LINE_LIMIT`) are split into parts tagged `P`, the last of them `F`; what was not terminated when the
 //! stream ended is a `P`. Only whole log lines are ever in the file, also when the disk is full: then the container is
 //! held back (its pipe is not read) and the write tried again until there is room. Nothing is lost, memory is bounded.
+//! A disk that does not answer holds the container back too; see [`scribe`].
 //!
 //! How an event loop drives it. After every call of a `&mut self` method it looks at:
 //! * `wants_read(stream)`: true: have `source(stream)` in epoll (level-triggered `EPOLLIN`) and call `on_readable`;
 //!   false: have it *removed* from epoll (an interest of zero still reports a hang-up, for ever);
 //! * `wake_at()`: call `on_wake` at that time;
 //! * `take_trouble()`: a `LogTrouble` event to send, if `Some`;
-//! * [`Scratch::give_back_at`], once for all logs of the process.
+//! * [`Scratch::give_back_at`] and [`Scribe::socket`], once for all logs of the process; when that is readable,
+//!   [`Scribe::listen`], and `on_answer` of every log.
 //!
 //! When the container has ended: remove both sources from epoll, call `finish`, and report the exit then; the log is
-//! complete unless `wake_at` still names a time (disk full): then go on calling `on_wake`, also if that takes long.
+//! complete unless `wake_at` still names a time (disk full, or silent): then go on calling `on_wake`, also if that takes long.
 //! SIGPIPE has to be ignored (an attached client may be gone), and SIGXFSZ.
 //!
 //! A busy stream is not read at every write of the container: it is left to fill its pipe for a millisecond, so that a
@@ -23,6 +25,7 @@ mod copies;
 mod file;
 mod format;
 mod scratch;
+mod scribe;
 mod source;
 
 use std::io;
@@ -31,12 +34,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use copies::Copies;
-use file::LogFile;
+use file::Unwritten;
 use format::Lines;
+use scribe::{LogHandle, Settled};
 use source::{Input, Source};
 
 pub use file::LogPath;
 pub use scratch::Scratch;
+pub use scribe::Scribe;
 
 /// Reads of one call of `on_readable`: others get their turn after a megabyte.
 const READS_A_TURN: usize = 16;
@@ -45,6 +50,10 @@ const READS_A_TURN: usize = 16;
 const READS_AT_THE_END: usize = 32;
 /// How often a write that failed is tried again.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long a disk is silent before that is told.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How long the end of a container waits for a disk: then it is reported, and the log is completed later.
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 
 /// Which output of a container. A terminal's is all `Stdout`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,13 +103,13 @@ pub enum LogError {
 /// See the module.
 #[derive(Debug)]
 pub struct ContainerLog {
-    file: Option<LogFile>,
+    file: Option<LogHandle>,
     /// By `Stream`.
     sources: [Option<Source>; 2],
     copies: Copies,
     held: Option<Held>,
-    /// The container has ended.
-    finishing: bool,
+    /// The container has ended; until then its end waits for the disk.
+    finishing: Option<Instant>,
     /// Whether trouble was reported that is not over.
     troubled: bool,
     /// For `take_trouble`.
@@ -116,17 +125,19 @@ struct Held {
     input: Vec<u8>,
     stream: Stream,
     retry_at: Instant,
+    /// When the disk was given the lines, which it has not answered.
+    pending_since: Option<Instant>,
 }
 
 impl ContainerLog {
     /// Opens the log, making the file. With `None` output goes to attached clients only.
-    pub fn open(path: Option<LogPath>) -> Result<Self, LogError> {
+    pub fn open(path: Option<LogPath>, scratch: &mut Scratch) -> Result<Self, LogError> {
         Ok(Self {
-            file: path.map(LogFile::open).transpose()?,
+            file: path.map(|path| scratch.scribe().open(path)).transpose()?,
             sources: [None, None],
             copies: Copies::default(),
             held: None,
-            finishing: false,
+            finishing: None,
             troubled: false,
             trouble: None,
         })
@@ -147,7 +158,7 @@ impl ContainerLog {
     /// Whether `on_readable` is to be called for this stream; see the module.
     pub fn wants_read(&self, stream: Stream) -> bool {
         let source = self.sources[stream as usize].as_ref();
-        self.held.is_none() && !self.finishing && source.is_some_and(Source::wants_read)
+        self.held.is_none() && self.finishing.is_none() && source.is_some_and(Source::wants_read)
     }
 
     /// Reads what is there, a bounded amount, and writes it. Never blocks on the container or a client.
@@ -160,6 +171,14 @@ impl ContainerLog {
         match &self.held {
             Some(held) => Some(held.retry_at),
             None => self.sources.iter().flatten().filter_map(Source::rests_until).min(),
+        }
+    }
+
+    /// The disk has answered somebody: goes on with what waited for that.
+    pub fn on_answer(&mut self, scratch: &mut Scratch) {
+        if let Some(held) = &mut self.held {
+            held.retry_at = Instant::now();
+            self.retry(scratch);
         }
     }
 
@@ -191,8 +210,8 @@ impl ContainerLog {
 
     /// Opens the path anew, after it was renamed; output goes there at once, also what waits for room. On error
     /// everything stays as it was and no new file is left.
-    pub fn reopen(&mut self) -> Result<(), LogError> {
-        self.file.as_mut().ok_or(LogError::NoLog)?.reopen()?;
+    pub fn reopen(&mut self, scratch: &mut Scratch) -> Result<(), LogError> {
+        scratch.scribe().reopen(self.file.as_ref().ok_or(LogError::NoLog)?)?;
         if let Some(held) = &mut self.held {
             held.retry_at = Instant::now();
         }
@@ -202,7 +221,10 @@ impl ContainerLog {
     /// The container has ended, its sources are out of epoll: reads what is left, writes unterminated tails, closes the
     /// sources and the clients. See the module.
     pub fn finish(&mut self, scratch: &mut Scratch) {
-        self.finishing = true;
+        if self.finishing.is_none() {
+            self.finishing = Some(Instant::now() + PATIENCE_AT_THE_END);
+            self.retry(scratch);
+        }
         for stream in Stream::ALL {
             if self.held.is_none() {
                 self.read(stream, READS_AT_THE_END, scratch);
@@ -219,6 +241,11 @@ impl ContainerLog {
         self.held.is_none() && self.sources.iter().flatten().all(Source::has_ended)
     }
 
+    /// It is not needed any more.
+    pub fn close(self, scratch: &mut Scratch) {
+        self.file.iter().for_each(|file| scratch.scribe().close(file));
+    }
+
     /// A change to report since the last call: what is wrong, or an empty string when it is over.
     pub fn take_trouble(&mut self) -> Option<String> {
         self.trouble.take()
@@ -228,14 +255,14 @@ impl ContainerLog {
     fn read(&mut self, stream: Stream, times: usize, scratch: &mut Scratch) {
         for _ in 0..times {
             let now = Instant::now();
-            let (input, output) = scratch.halves(now);
+            let (input, output, scribe) = scratch.parts(now);
             let source = self.sources[stream as usize].as_mut().filter(|source| !source.has_ended());
             let Some(source) = source else { return };
             let read = source.read(input, now);
             match read {
                 Input::Bytes(count, _) => {
                     self.copies.send(stream, &input[..count]);
-                    self.write(stream, &input[..count], output);
+                    self.write(stream, &input[..count], output, scribe);
                 }
                 Input::Nothing => return,
                 Input::End => return self.end(stream, scratch),
@@ -247,15 +274,14 @@ impl ContainerLog {
     }
 
     /// Makes lines of what was read, and writes them.
-    fn write(&mut self, stream: Stream, mut input: &[u8], output: &mut [u8]) {
-        let (Some(file), Some(source)) = (&mut self.file, &mut self.sources[stream as usize]) else { return };
+    fn write(&mut self, stream: Stream, mut input: &[u8], output: &mut [u8], scribe: &mut Scribe) {
+        let (Some(file), Some(source)) = (&self.file, &mut self.sources[stream as usize]) else { return };
         let mut lines = Lines::new(output);
         source.formatter.stamp(SystemTime::now());
         while !input.is_empty() {
             input = source.formatter.take(input, &mut lines);
-            if let Err(unwritten) = file.append(lines.as_bytes()) {
-                let lines = lines.as_bytes()[unwritten.written..].to_vec();
-                return self.hold(lines, stream, input.to_vec(), &unwritten.source);
+            if let Err(unwritten) = scribe.append(file, lines.as_bytes(), self.finishing) {
+                return self.hold(lines.as_bytes(), stream, input.to_vec(), &unwritten);
             }
             lines.clear();
         }
@@ -266,45 +292,75 @@ impl ContainerLog {
         self.copies.end(stream);
         let Some(source) = &mut self.sources[stream as usize] else { return };
         source.end();
-        let Some(file) = &mut self.file else { return };
-        let (_, output) = scratch.halves(Instant::now());
+        let Some(file) = &self.file else { return };
+        let (_, output, scribe) = scratch.parts(Instant::now());
         let mut lines = Lines::new(output);
         source.formatter.stamp(SystemTime::now());
         let fits = source.formatter.finish(&mut lines);
         debug_assert!(fits, "an empty buffer holds the longest line");
-        if let Err(unwritten) = file.append(lines.as_bytes()) {
-            let lines = lines.as_bytes()[unwritten.written..].to_vec();
-            self.hold(lines, stream, Vec::new(), &unwritten.source);
+        if let Err(unwritten) = scribe.append(file, lines.as_bytes(), self.finishing) {
+            self.hold(lines.as_bytes(), stream, Vec::new(), &unwritten);
         }
     }
 
-    fn hold(&mut self, lines: Vec<u8>, stream: Stream, input: Vec<u8>, source: &io::Error) {
-        if !std::mem::replace(&mut self.troubled, true) {
-            let path = self.file.as_ref().map(LogFile::path).unwrap_or_default();
-            let path = path.display();
-            let text = format!("cannot write the log {path}: {source}; the container waits until there is room");
-            self.trouble = Some(text);
+    fn hold(&mut self, lines: &[u8], stream: Stream, input: Vec<u8>, unwritten: &Unwritten) {
+        let now = Instant::now();
+        let pending_since = unwritten.is_pending.then_some(now);
+        let lines = lines[unwritten.written..].to_vec();
+        self.held = Some(Held { lines, input, stream, retry_at: now + RETRY, pending_since });
+        // A disk that is merely busy is no trouble.
+        if unwritten.source.kind() != io::ErrorKind::TimedOut {
+            self.tell_trouble(&unwritten.source.to_string(), "there is room");
         }
-        self.held = Some(Held { lines, input, stream, retry_at: Instant::now() + RETRY });
+    }
+
+    fn tell_trouble(&mut self, source: &str, until: &str) {
+        if !std::mem::replace(&mut self.troubled, true) {
+            let path = self.file.as_ref().map(LogHandle::path).unwrap_or_default();
+            let path = path.display();
+            self.trouble = Some(format!("cannot write the log {path}: {source}; the container waits until {until}"));
+        }
     }
 
     /// Writes what is held, and all that follows from it.
     fn retry(&mut self, scratch: &mut Scratch) {
-        let (Some(mut held), Some(file)) = (self.held.take(), self.file.as_mut()) else { return };
-        if let Err(unwritten) = file.append(&held.lines) {
-            held.lines.drain(..unwritten.written);
-            held.retry_at = Instant::now() + RETRY;
-            self.held = Some(held);
-            return;
+        let (Some(mut held), Some(file)) = (self.held.take(), self.file.as_ref()) else { return };
+        let (_, output, scribe) = scratch.parts(Instant::now());
+        let outcome = match held.pending_since {
+            None => scribe.append(file, &held.lines, self.finishing),
+            Some(_) => match scribe.settle(file, self.finishing) {
+                Settled::Written => Ok(()),
+                Settled::Failed(unwritten) => Err(unwritten),
+                Settled::Pending => Err(Unwritten::pending()),
+            },
+        };
+        if let Err(unwritten) = outcome {
+            return self.hold_on(held, &unwritten);
         }
-        let (_, output) = scratch.halves(Instant::now());
-        self.write(held.stream, &held.input, output);
+        held.lines.clear();
+        self.write(held.stream, &held.input, output, scribe);
         if self.held.is_none() {
-            self.troubled = false;
-            self.trouble = Some(String::new());
-            if self.finishing {
+            if std::mem::take(&mut self.troubled) {
+                self.trouble = Some(String::new());
+            }
+            if self.finishing.is_some() {
                 self.finish(scratch);
             }
+        }
+    }
+
+    /// They are not written yet.
+    fn hold_on(&mut self, mut held: Held, unwritten: &Unwritten) {
+        let now = Instant::now();
+        held.lines.drain(..unwritten.written);
+        held.retry_at = now + RETRY;
+        held.pending_since = unwritten.is_pending.then(|| held.pending_since.unwrap_or(now));
+        let silent = held.pending_since.is_some_and(|since| now.duration_since(since) >= SILENCE);
+        self.held = Some(held);
+        if silent {
+            self.tell_trouble("the disk does not answer", "it does");
+        } else if unwritten.source.kind() != io::ErrorKind::TimedOut {
+            self.tell_trouble(&unwritten.source.to_string(), "there is room");
         }
     }
 }

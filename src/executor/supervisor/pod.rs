@@ -44,6 +44,8 @@ pub struct Pod {
     pub(super) strays: VecDeque<Ending>,
     pub(super) scratch: Scratch,
     pub(super) shutdown: Option<Shutdown>,
+    /// The scribe whose answers are watched for.
+    pub(super) scribe_watched: Option<i32>,
 }
 
 /// Nanoseconds since the Unix epoch.
@@ -66,7 +68,7 @@ impl Pod {
         rustix::io::ioctl_fionbio(&listener, true).map_err(Fault::io("cannot use the pod's socket"))?;
         reactor.watch(&listener, Source::Listener).map_err(Fault::io("cannot watch the pod's socket"))?;
         reactor.watch(&children, Source::Signals).map_err(Fault::io("cannot watch for children"))?;
-        let scratch = Scratch::new().map_err(Fault::io("cannot reserve memory"))?;
+        let scratch = Scratch::with_scribe().map_err(Fault::io("cannot reserve memory"))?;
         Ok(Self {
             spec,
             state_dir,
@@ -86,6 +88,7 @@ impl Pod {
             strays: VecDeque::new(),
             scratch,
             shutdown: None,
+            scribe_watched: None,
         })
     }
 
@@ -118,6 +121,7 @@ impl Pod {
             Source::StartReport(container) => self.on_start_report(container),
             Source::ExecReport(exec) => self.on_exec_report(exec),
             Source::Dial(id) => self.on_dial(*id),
+            Source::Scribe => self.on_scribe(),
         }
     }
 

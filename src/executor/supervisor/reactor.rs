@@ -28,6 +28,8 @@ pub enum Source {
     ExecReport(String),
     /// A TCP connection under way.
     Dial(u64),
+    /// The disk of the logs has answered, or the process that writes them has ended.
+    Scribe,
 }
 
 /// A ready source and how it is ready.

@@ -94,7 +94,9 @@ impl Pod {
             eprintln!("the end of the log of container {id} could not be written and is lost with the container");
         }
         self.unwatch_output(id);
-        self.containers.remove(id);
+        if let Some(container) = self.containers.remove(id) {
+            container.log.close(&mut self.scratch);
+        }
         Ok(())
     }
 
@@ -110,7 +112,8 @@ impl Pod {
 
     fn reopen_log(&mut self, id: &str) -> Result<()> {
         crash::reach(Point::SupervisorReopen).map_err(Fault::io("cannot open the log anew"))?;
-        let reopened = self.container(id)?.log.reopen();
+        let container = self.containers.get_mut(id).ok_or_else(|| Fault::not_found(format!("container {id}")))?;
+        let reopened = container.log.reopen(&mut self.scratch);
         self.after_log(id);
         reopened.map_err(|error| Fault::state(error.to_string()))
     }

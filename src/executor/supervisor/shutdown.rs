@@ -82,6 +82,7 @@ impl Pod {
                 let _ = super::cgroup::remove(directory);
             }
         }
+        self.scratch.scribe().end();
         let askers = self.shutdown.take().map(|shutdown| shutdown.askers).unwrap_or_default();
         for asker in askers {
             self.answer(asker, Ok(Answer::empty()));

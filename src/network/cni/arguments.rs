@@ -46,6 +46,11 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// Of a pod of which nothing else is known any more.
+    pub fn unknown(pod: &PodId) -> Self {
+        Self { text: format!("IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID={pod}"), capabilities: Map::new() }
+    }
+
     /// Of a pod in `network`. `ranges` are those that a kubelet named.
     pub fn of(pod: &PodId, config: &cri::PodSandboxConfig, network: &str, ranges: &[Cidr]) -> Result<Self, CniError> {
         let metadata = config.metadata.clone().unwrap_or_default();

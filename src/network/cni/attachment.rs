@@ -67,15 +67,16 @@ impl Attachments {
 
     /// What there is of `pod`.
     pub fn read(&self, pod: &PodId) -> Result<Option<Attachment>, CniError> {
-        match store::read::<Attachment>(&self.path(pod)) {
-            Ok(found) if found.version <= VERSION => Ok(Some(found)),
-            Ok(found) => Err(CniError::Configuration {
-                path: self.path(pod),
-                problem: format!("it is of layout {}, and this release knows {VERSION}", found.version),
-            }),
+        match store::read_known(&self.path(pod), VERSION) {
+            Ok(found) => Ok(Some(found)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Of a pod whose record is damaged: out of the way. Answers where it is.
+    pub fn set_aside(&self, pod: &PodId) -> Result<PathBuf, CniError> {
+        Ok(store::set_aside(&self.path(pod))?)
     }
 
     /// Durable when it returns.

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::store::PodId;
+use crate::store::{PodId, RecordError};
 use crate::sys::process::ProcessId;
 
 use super::builtin::stand_in;
@@ -313,14 +313,36 @@ impl Shared {
     }
 
     fn disconnect(&self, pod: &PodId) -> Result<(), CniError> {
-        let Some(attachment) = self.attachments.read(pod)? else { return Ok(()) };
-        let held = lock(&self.held).get(pod).cloned();
-        let held = held.as_deref().map(|held| &held.namespace);
-        let instead = stand_in_for(&attachment, held);
-        let namespace = instead.as_ref().or(held).map_or(PodNamespace::Gone, PodNamespace::Held);
-        self.chain()?.run(self.options.patience, |chain| chain.delete(&attachment, &namespace))?;
+        match self.attachments.read(pod) {
+            Ok(Some(attachment)) => self.delete(&attachment)?,
+            Ok(None) => return Ok(()),
+            Err(CniError::Record(error)) if error.is_damaged() => return self.disconnect_by_guess(pod, &error),
+            Err(error) => return Err(error),
+        }
         lock(&self.held).remove(pod);
         self.attachments.remove(pod)
+    }
+
+    fn delete(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let held = lock(&self.held).get(&attachment.pod).cloned();
+        let held = held.as_deref().map(|held| &held.namespace);
+        let instead = stand_in_for(attachment, held);
+        let namespace = instead.as_ref().or(held).map_or(PodNamespace::Gone, PodNamespace::Held);
+        self.chain()?.run(self.options.patience, |chain| chain.delete(attachment, &namespace))
+    }
+
+    /// What made the pod's network is not known any more. The plugins that are configured now know it by the pod's id, most
+    /// likely; what they do not free now they are asked to at the next start. The pod's end does not depend on it.
+    fn disconnect_by_guess(&self, pod: &PodId, damage: &RecordError) -> Result<(), CniError> {
+        let guess = list::find(&self.options.config_dir)
+            .map(|list| list.map(|list| Attachment::new(pod.clone(), POD_INTERFACE, list, Arguments::unknown(pod))));
+        if let Err(error) = guess.and_then(|guess| guess.map_or(Ok(()), |guess| self.delete(&guess))) {
+            tracing::warn!(%pod, %error, "the network of a pod whose record is damaged may not be wholly taken down");
+        }
+        let place = self.attachments.set_aside(pod)?;
+        lock(&self.held).remove(pod);
+        tracing::error!(%pod, error = %damage, place = %place.display(), "what connected a pod is not known: its record is set aside");
+        Ok(())
     }
 
     fn check(&self, pod: &PodId) -> Result<(), CniError> {
@@ -332,9 +354,15 @@ impl Shared {
     fn collect_garbage(&self, list: &NetworkList) -> Result<(), CniError> {
         let mut valid = Vec::new();
         for pod in self.attachments.pods() {
-            let attachment = self.attachments.read(&pod)?;
-            let of_network = attachment.filter(|attachment| attachment.list.name == list.name);
-            valid.extend(of_network.map(|attachment| (attachment.pod, attachment.interface)));
+            match self.attachments.read(&pod) {
+                Ok(attachment) => {
+                    let of_network = attachment.filter(|attachment| attachment.list.name == list.name);
+                    valid.extend(of_network.map(|attachment| (attachment.pod, attachment.interface)));
+                }
+                // Of this network or not: it keeps what it has.
+                Err(CniError::Record(error)) if error.is_damaged() => valid.push((pod, POD_INTERFACE.to_owned())),
+                Err(error) => return Err(error),
+            }
         }
         self.chain()?.run(self.options.patience, |chain| chain.collect_garbage(list, &valid))
     }

@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use super::wire::{self, Reply, Request};
-use crate::store;
+use crate::store::{self, RecordError};
 use crate::sys::process::ProcessId;
 use crate::sys::spawn::join_and_pass;
 
@@ -130,15 +130,29 @@ pub fn wait_for_end(link: &OwnedFd) {
     while let Ok(0) | Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(link, PollFlags::empty())], None) {}
 }
 
+/// Which process it is. A damaged record is set aside, and said to be; a later release's is an error.
+fn recorded(state: &Path) -> Result<Option<ProcessId>, RecordError> {
+    let path = state.join(RECORD);
+    let error = match store::read_known::<Record>(&path, RECORD_VERSION) {
+        Ok(record) => return Ok(Some(record.process)),
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) if error.is_damaged() => error,
+        Err(error) => return Err(error),
+    };
+    let place = store::set_aside(&path)?;
+    tracing::error!(%error, place = %place.display(),
+        "which process forwards host ports is not known any more, its record is set aside: end a `cricket forward` that is left");
+    Ok(None)
+}
+
 /// The forwarder that is recorded under `state`, if it runs.
 pub fn running(state: &Path) -> Option<ProcessId> {
-    let record = store::read::<Record>(&state.join(RECORD)).ok()?;
-    record.process.is_alive().then_some(record.process)
+    recorded(state).ok().flatten().filter(ProcessId::is_alive)
 }
 
 /// Ends the forwarder that is recorded under `state`, if one runs, with all its connections.
 pub fn stop(state: &Path) -> io::Result<()> {
-    if let Some(process) = running(state) {
+    if let Some(process) = recorded(state).map_err(io::Error::other)?.filter(ProcessId::is_alive) {
         process.end(STOP_PATIENCE)?;
     }
     match std::fs::remove_file(state.join(SOCKET)) {

@@ -95,6 +95,11 @@ impl Node {
         }
     }
 
+    /// Whatever is started from now on is of this program; `None`: of the tested one.
+    pub fn use_binary(&mut self, other: Option<&PathBuf>) {
+        self.binary = other.cloned().unwrap_or_else(cricket_binary);
+    }
+
     /// The `turn`th who comes to the point acts so.
     pub fn arm(&self, point: Point, action: &str, turn: usize) {
         let line = format!("{} {action} {turn}", point.name());

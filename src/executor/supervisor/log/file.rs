@@ -42,8 +42,19 @@ impl LogPath {
         Ok(Some(Self { directory: directory.to_owned(), name: name.to_owned() }))
     }
 
-    fn full(&self) -> PathBuf {
+    /// For messages.
+    pub fn full(&self) -> PathBuf {
         self.directory.join(&self.name)
+    }
+
+    /// The directory, and the name below it.
+    pub fn parts(&self) -> (&Path, &Path) {
+        (&self.directory, &self.name)
+    }
+
+    /// Of one that was looked at before.
+    pub fn of_parts(directory: PathBuf, name: PathBuf) -> Self {
+        Self { directory, name }
     }
 }
 
@@ -54,6 +65,20 @@ pub struct Unwritten {
     pub written: usize,
     /// What the kernel said.
     pub source: io::Error,
+    /// Nothing was said yet: the disk is at it, and they must not be written again.
+    pub is_pending: bool,
+}
+
+impl Unwritten {
+    /// None is in the file.
+    pub fn nothing(source: io::Error) -> Self {
+        Self { written: 0, source, is_pending: false }
+    }
+
+    /// See `is_pending`.
+    pub fn pending() -> Self {
+        Self { is_pending: true, ..Self::nothing(io::ErrorKind::TimedOut.into()) }
+    }
 }
 
 /// See the module.
@@ -76,11 +101,6 @@ impl LogFile {
         Ok(())
     }
 
-    /// Where it is, for messages.
-    pub fn path(&self) -> PathBuf {
-        self.path.full()
-    }
-
     /// Appends whole lines. When that fails half way, the file is cut back to the end of the last whole line.
     pub fn append(&mut self, lines: &[u8]) -> Result<(), Unwritten> {
         let mut written = 0;
@@ -100,9 +120,9 @@ impl LogFile {
         let torn = (written - whole) as u64;
         let cut = || self.file.set_len(self.file.metadata()?.len().saturating_sub(torn));
         match torn == 0 || cut().is_ok() {
-            true => Unwritten { written: whole, source },
+            true => Unwritten { written: whole, source, is_pending: false },
             // The file has the beginning of a line; going on from there makes it whole again.
-            false => Unwritten { written, source },
+            false => Unwritten { written, source, is_pending: false },
         }
     }
 }

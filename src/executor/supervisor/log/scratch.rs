@@ -1,8 +1,9 @@
-//! The one large buffer of a pod's process: shared by all its logs and by the messages that it receives.
+//! What all logs of a pod share: its process's one large buffer, in which messages are received too, and the scribe.
 
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::scribe::Scribe;
 use crate::executor::protocol::MESSAGE_LIMIT;
 use crate::sys::pages::Pages;
 
@@ -20,13 +21,24 @@ const _: () = assert!(READ_LENGTH + WRITE_LENGTH >= MESSAGE_LIMIT);
 #[derive(Debug)]
 pub struct Scratch {
     pages: Pages,
+    scribe: Scribe,
     last_use: Option<Instant>,
 }
 
 impl Scratch {
     /// Reserves the addresses; memory follows with use.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { pages: Pages::new(READ_LENGTH + WRITE_LENGTH)?, last_use: None })
+        Ok(Self { pages: Pages::new(READ_LENGTH + WRITE_LENGTH)?, scribe: Scribe::here(), last_use: None })
+    }
+
+    /// As [`Scratch::new`], with a scribe that is a process of its own. The caller has one thread.
+    pub fn with_scribe() -> io::Result<Self> {
+        Ok(Self { scribe: Scribe::apart(), ..Self::new()? })
+    }
+
+    /// Who writes.
+    pub fn scribe(&mut self) -> &mut Scribe {
+        &mut self.scribe
     }
 
     /// For `protocol::receive`: at least `MESSAGE_LIMIT` bytes.
@@ -35,10 +47,11 @@ impl Scratch {
         &mut self.pages
     }
 
-    /// Input of `READ_LENGTH` and output of `WRITE_LENGTH` bytes.
-    pub(super) fn halves(&mut self, now: Instant) -> (&mut [u8], &mut [u8]) {
+    /// Input of `READ_LENGTH` and output of `WRITE_LENGTH` bytes, and who writes.
+    pub(super) fn parts(&mut self, now: Instant) -> (&mut [u8], &mut [u8], &mut Scribe) {
         self.last_use = Some(now);
-        self.pages.split_at_mut(READ_LENGTH)
+        let (input, output) = self.pages.split_at_mut(READ_LENGTH);
+        (input, output, &mut self.scribe)
     }
 
     /// When to call `give_back`; `None` when there is nothing to give.
@@ -50,6 +63,7 @@ impl Scratch {
     pub fn give_back(&mut self) {
         if self.last_use.is_some_and(|used| used.elapsed() >= KEEP) {
             self.pages.give_back();
+            self.scribe.give_back();
             self.last_use = None;
         }
     }

@@ -35,9 +35,9 @@ impl Logs {
         logs.mounted.then_some(logs)
     }
 
-    fn log(&self) -> ContainerLog {
+    fn log(&self, scratch: &mut Scratch) -> ContainerLog {
         let path = self.path.join("0.log");
-        ContainerLog::open(LogPath::new(path.to_str().expect("text"), "").expect("good")).expect("open")
+        ContainerLog::open(LogPath::new(path.to_str().expect("text"), "").expect("good"), scratch).expect("open")
     }
 
     fn text(&self, name: &str) -> String {
@@ -60,9 +60,9 @@ fn pipe() -> (OwnedFd, File) {
 }
 
 /// What a supervisor's loop does, until `done` says so.
-fn drive(log: &mut ContainerLog, scratch: &mut Scratch, mut done: impl FnMut(&mut ContainerLog) -> bool) {
+fn drive(log: &mut ContainerLog, scratch: &mut Scratch, mut done: impl FnMut(&mut ContainerLog, &mut Scratch) -> bool) {
     let started = Instant::now();
-    while !done(log) {
+    while !done(log, scratch) {
         assert!(started.elapsed() < DEADLINE, "too long: {log:?}");
         let streams = Stream::ALL.map(|stream| log.wants_read(stream).then_some(stream));
         let streams: Vec<Stream> = streams.into_iter().flatten().collect();
@@ -97,15 +97,16 @@ fn contents(log: &str) -> Vec<String> {
 #[test]
 fn both_streams_end_up_in_one_file_and_a_tail_is_written_at_the_end() {
     let logs = Logs::new("both");
-    let (mut log, mut scratch) = (logs.log(), Scratch::new().expect("memory"));
+    let mut scratch = Scratch::new().expect("memory");
+    let mut log = logs.log(&mut scratch);
     let ((out, mut stdout), (err, mut stderr)) = (pipe(), pipe());
     log.add_source(Stream::Stdout, out).expect("added");
     log.add_source(Stream::Stderr, err).expect("added");
     stdout.write_all(b"one\ntwo").expect("written");
-    drive(&mut log, &mut scratch, |_| logs.text("0.log").ends_with("one\n"));
+    drive(&mut log, &mut scratch, |_, _| logs.text("0.log").ends_with("one\n"));
     stderr.write_all(b"oops\n").expect("written");
     drop((stdout, stderr));
-    drive(&mut log, &mut scratch, |log| log.is_finished());
+    drive(&mut log, &mut scratch, |log, _| log.is_finished());
     log.finish(&mut scratch);
     assert!(log.is_finished() && log.source(Stream::Stdout).is_none());
     let mut lines = contents(&logs.text("0.log"));
@@ -116,7 +117,8 @@ fn both_streams_end_up_in_one_file_and_a_tail_is_written_at_the_end() {
 #[test]
 fn what_a_container_wrote_before_it_ended_is_read_though_another_process_has_its_pipe() {
     let logs = Logs::new("left");
-    let (mut log, mut scratch) = (logs.log(), Scratch::new().expect("memory"));
+    let mut scratch = Scratch::new().expect("memory");
+    let mut log = logs.log(&mut scratch);
     let (out, mut stdout) = pipe();
     log.add_source(Stream::Stdout, out).expect("added");
     stdout.write_all(b"last words").expect("written");
@@ -130,18 +132,19 @@ fn what_a_container_wrote_before_it_ended_is_read_though_another_process_has_its
 fn a_line_writer_loses_nothing_over_rotation() {
     const LINES: usize = 30_000;
     let logs = Logs::new("rotation");
-    let (mut log, mut scratch) = (logs.log(), Scratch::new().expect("memory"));
+    let mut scratch = Scratch::new().expect("memory");
+    let mut log = logs.log(&mut scratch);
     let (out, mut stdout) = pipe();
     log.add_source(Stream::Stdout, out).expect("added");
     let writer = std::thread::spawn(move || {
         (0..LINES).for_each(|number| writeln!(stdout, "line {number}").expect("written"));
     });
     let mut rotations = 0;
-    drive(&mut log, &mut scratch, |log| {
+    drive(&mut log, &mut scratch, |log, scratch| {
         if std::fs::metadata(logs.path.join("0.log")).expect("there").len() > 100_000 {
             rotations += 1;
             std::fs::rename(logs.path.join("0.log"), logs.path.join(format!("{rotations}.old"))).expect("renamed");
-            log.reopen().expect("reopened");
+            log.reopen(scratch).expect("reopened");
             assert!(logs.path.join("0.log").exists(), "the new file is there at once");
         }
         log.is_finished()
@@ -159,14 +162,15 @@ fn a_full_disk_holds_the_container_back_and_nothing_is_torn_or_lost() {
     let Some(logs) = Logs::small("full", 1 << 20) else { return };
     let ballast = logs.path.join("ballast");
     std::fs::write(&ballast, vec![0; 700_000]).expect("written");
-    let (mut log, mut scratch) = (logs.log(), Scratch::new().expect("memory"));
+    let mut scratch = Scratch::new().expect("memory");
+    let mut log = logs.log(&mut scratch);
     let (out, mut stdout) = pipe();
     log.add_source(Stream::Stdout, out).expect("added");
     let writer = std::thread::spawn(move || {
         (0..6_000).for_each(|number| writeln!(stdout, "line {number:>60}").expect("written"));
     });
     let mut trouble = None;
-    drive(&mut log, &mut scratch, |log| {
+    drive(&mut log, &mut scratch, |log, _| {
         trouble = log.take_trouble();
         trouble.is_some()
     });
@@ -178,16 +182,17 @@ fn a_full_disk_holds_the_container_back_and_nothing_is_torn_or_lost() {
     assert!(!log.is_finished() && !writer.is_finished(), "the writer waits");
     drop(log);
     // Once more, and this time there is room in the end.
-    let (mut log, _) = (logs.log(), ());
+    let mut scratch = Scratch::new().expect("memory");
+    let mut log = logs.log(&mut scratch);
     let (out, mut stdout) = pipe();
     log.add_source(Stream::Stdout, out).expect("added");
     let other = std::thread::spawn(move || {
         (0..2_000).for_each(|number| writeln!(stdout, "again {number:>60}").expect("written"));
     });
-    drive(&mut log, &mut scratch, |log| log.take_trouble().is_some());
+    drive(&mut log, &mut scratch, |log, _| log.take_trouble().is_some());
     std::fs::remove_file(&ballast).expect("removed");
     let mut over = None;
-    drive(&mut log, &mut scratch, |log| {
+    drive(&mut log, &mut scratch, |log, _| {
         over = over.take().or_else(|| log.take_trouble());
         log.is_finished()
     });
@@ -203,7 +208,8 @@ fn a_full_disk_holds_the_container_back_and_nothing_is_torn_or_lost() {
 fn one_endless_line_is_split_in_flat_memory() {
     const LENGTH: usize = 64 << 20;
     let logs = Logs::new("endless");
-    let (mut log, mut scratch) = (logs.log(), Scratch::new().expect("memory"));
+    let mut scratch = Scratch::new().expect("memory");
+    let mut log = logs.log(&mut scratch);
     let (out, mut stdout) = pipe();
     log.add_source(Stream::Stdout, out).expect("added");
     let writer = std::thread::spawn(move || {
@@ -212,7 +218,7 @@ fn one_endless_line_is_split_in_flat_memory() {
     });
     let before = resident_bytes();
     let mut most = before;
-    drive(&mut log, &mut scratch, |log| {
+    drive(&mut log, &mut scratch, |log, _| {
         most = most.max(resident_bytes());
         log.is_finished()
     });
@@ -233,16 +239,17 @@ fn resident_bytes() -> usize {
 #[test]
 fn an_attached_client_gets_what_comes_from_then_on_and_the_end() {
     let logs = Logs::new("attach");
-    let (mut log, mut scratch) = (logs.log(), Scratch::new().expect("memory"));
+    let mut scratch = Scratch::new().expect("memory");
+    let mut log = logs.log(&mut scratch);
     let (out, mut stdout) = pipe();
     log.add_source(Stream::Stdout, out).expect("added");
     stdout.write_all(b"before\n").expect("written");
-    drive(&mut log, &mut scratch, |_| !logs.text("0.log").is_empty());
+    drive(&mut log, &mut scratch, |_, _| !logs.text("0.log").is_empty());
     let (reader, writer) = pipe();
     log.attach(Some(writer.into()), None).expect("attached");
     stdout.write_all(b"after\ntail").expect("written");
     drop(stdout);
-    drive(&mut log, &mut scratch, |log| log.is_finished());
+    drive(&mut log, &mut scratch, |log, _| log.is_finished());
     let mut copy = String::new();
     File::from(reader).read_to_string(&mut copy).expect("ended");
     assert_eq!(copy, "after\ntail");
@@ -254,12 +261,12 @@ fn an_attached_client_gets_what_comes_from_then_on_and_the_end() {
 #[test]
 fn without_a_log_output_is_read_and_reopening_is_refused() {
     let mut scratch = Scratch::new().expect("memory");
-    let mut log = ContainerLog::open(None).expect("open");
+    let mut log = ContainerLog::open(None, &mut scratch).expect("open");
     let (out, mut stdout) = pipe();
     log.add_source(Stream::Stdout, out).expect("added");
     let writer = std::thread::spawn(move || stdout.write_all(&vec![b'x'; 1 << 20]).expect("written"));
-    drive(&mut log, &mut scratch, |log| log.is_finished());
+    drive(&mut log, &mut scratch, |log, _| log.is_finished());
     writer.join().expect("written");
-    assert!(matches!(log.reopen(), Err(LogError::NoLog)));
+    assert!(matches!(log.reopen(&mut scratch), Err(LogError::NoLog)));
     assert!(!Path::new("/0.log").exists());
 }

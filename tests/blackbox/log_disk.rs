@@ -1,0 +1,171 @@
+//! The way of a log: a disk that does not answer holds up the logs that are on it and nothing else, and nothing of them is
+//! lost; a flood is slowed; logs that are renamed under a flood lose and tear nothing.
+//!
+//! The disk is a FUSE file system whose server is stopped (SIGSTOP), in a mount namespace of the test's own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cricket::proto::cri;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::daemon_killed::assert_whole;
+use crate::disk_full::Disk;
+use crate::node::{LogLine, Node, container, eventually, eventually_async, log_lines, patience, pod};
+
+/// Of a container that writes as fast as it can.
+const FLOOD_LINES: usize = 200_000;
+const ROTATIONS: usize = 5;
+/// A call that waits for no disk, on a busy machine.
+const PROMPT: Duration = Duration::from_secs(8);
+
+/// A file system that answers as long as its server runs.
+struct SlowDisk {
+    server: Child,
+    below: Disk,
+    store: PathBuf,
+}
+
+impl SlowDisk {
+    async fn mount(node: &Node, at: &Path) -> Self {
+        let store = node.dir.join("slow-disk");
+        let below = Disk::mount_with(&store, "size=128m");
+        below.run("mkdir \"$0/lower\" \"$0/upper\" \"$0/work\"", &store);
+        std::fs::create_dir_all(at).expect("a directory of ours");
+        let enter = below.enter();
+        let dir = store.display();
+        let options = format!("writeback=0,lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work");
+        let mut command = Command::new(&enter[0]);
+        command.args(&enter[1..]).args(["fuse-overlayfs", "-f", "-o", &options]).arg(at);
+        let server = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("nsenter");
+        let is_mounted = || below.run("stat -f -c %T \"$0\"", at).contains("fuse").then_some(());
+        eventually("it is mounted", is_mounted).await;
+        Self { server, below, store }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.server), signal).expect("our child");
+    }
+
+    /// What is in a log; read where the server is not asked.
+    fn lines(&self, node: &Node, name: &str) -> Vec<LogLine> {
+        let copy = node.dir.join("copy.log");
+        let script = format!("cat {}/upper/{name}", self.store.display());
+        let text = self.below.run(&script, &self.store);
+        // It is written meanwhile.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        std::fs::write(&copy, whole).expect("a file of ours");
+        log_lines(&copy)
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        self.signal(Signal::CONT);
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// Its answer, which must come although a disk does not answer.
+async fn promptly<T>(what: &str, call: impl Future<Output = T>) -> T {
+    let started = Instant::now();
+    let answer = call.await;
+    assert!(started.elapsed() < PROMPT, "{what} took {:?}", started.elapsed());
+    answer
+}
+
+async fn stop(node: &Node, id: &str) {
+    let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: 1 };
+    node.runtime().await.stop_container(request).await.expect("StopContainer");
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_holds_up_its_logs_and_nothing_else() {
+    let mut node = Node::prepare().await;
+    let place = node.logs().join("slow");
+    let disk = SlowDisk::mount(&node, &place).await;
+    node.enter = disk.below.enter();
+    let node = node.begin().await;
+    node.load_demo().await;
+    let on_disk = |name: &str| cri::PodSandboxConfig { log_directory: place.display().to_string(), ..pod(&node, name) };
+    let (config, doomed_config, other_config) = (on_disk("stalled"), on_disk("doomed"), pod(&node, "other"));
+    let id = node.run_pod(&config).await;
+    let talker = node.start_container(&id, container("talker", &["demo", "lines", "0", "1"]), &config).await;
+    let victim = node.start_container(&id, container("victim", &["demo", "lines", "0", "1"]), &config).await;
+    let doomed = node.run_pod(&doomed_config).await;
+    node.start_container(&doomed, container("doomed", &["demo", "lines", "0", "1"]), &doomed_config).await;
+    let other = node.run_pod(&other_config).await;
+    node.start_container(&other, container("main", &["demo", "lines", "0", "1"]), &other_config).await;
+    let flood = ["demo", "lines", &FLOOD_LINES.to_string(), "0"];
+    let flooder = node.start_container(&id, container("flooder", &flood), &config).await;
+    for name in ["talker.log", "victim.log", "doomed.log", "flooder.log"] {
+        eventually(name, || (!disk.lines(&node, name).is_empty()).then_some(())).await;
+    }
+
+    disk.signal(Signal::STOP);
+    let told = eventually_async("the silence is told", async || {
+        let message = node.container_status(&talker).await.message;
+        message.contains("the disk does not answer").then_some(message)
+    });
+    assert!(told.await.contains("talker.log"));
+    let answer = promptly("ExecSync", node.exec(&talker, &["demo", "echo", "fine"], 10)).await.expect("ExecSync");
+    assert_eq!(answer.stdout, b"fine\n");
+    promptly("StopContainer", stop(&node, &victim)).await;
+    assert_eq!(node.container_status(&victim).await.state(), cri::ContainerState::ContainerExited);
+    let request = cri::ReopenContainerLogRequest { container_id: talker.clone() };
+    let refused = async || node.runtime().await.reopen_container_log(request).await.expect_err("it does not answer");
+    let refused = promptly("ReopenContainerLog", refused()).await;
+    assert!(refused.message().contains("the disk does not answer"), "{refused}");
+    let log = node.log_of("other", "main");
+    let so_far = log_lines(&log).len();
+    eventually("others log", || (log_lines(&log).len() > so_far).then_some(())).await;
+    promptly("the pod's end", node.remove_pod(&doomed)).await;
+
+    disk.signal(Signal::CONT);
+    eventually_async("the log is written again", async || {
+        node.container_status(&talker).await.message.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(node.exit_of(&flooder).await.exit_code, 0);
+    eventually("the flood is in the log", || (disk.lines(&node, "flooder.log").len() == FLOOD_LINES).then_some(())).await;
+    let before = disk.lines(&node, "talker.log").len();
+    eventually("more lines", || (disk.lines(&node, "talker.log").len() > before).then_some(())).await;
+    stop(&node, &talker).await;
+    for name in ["talker.log", "victim.log", "doomed.log", "flooder.log"] {
+        assert_whole(&disk.lines(&node, name));
+    }
+    node.remove_pod(&id).await;
+    node.remove_pod(&other).await;
+    node.terminate_and_account().await;
+}
+
+#[tokio::test]
+async fn logs_that_are_renamed_under_a_flood_lose_and_tear_nothing() {
+    let node = Node::start().await;
+    node.load_demo().await;
+    let config = pod(&node, "flood");
+    let id = node.run_pod(&config).await;
+    let flood = ["demo", "lines", &FLOOD_LINES.to_string(), "0"];
+    let flooder = node.start_container(&id, container("main", &flood), &config).await;
+    let log = node.log_of("flood", "main");
+    let deadline = Instant::now() + patience();
+    let mut parts = Vec::new();
+    for number in 0..ROTATIONS {
+        eventually("it is written", || std::fs::metadata(&log).is_ok_and(|log| log.len() > 0).then_some(())).await;
+        let part = log.with_extension(format!("log.{number}"));
+        std::fs::rename(&log, &part).expect("a file of ours");
+        parts.push(part);
+        let request = cri::ReopenContainerLogRequest { container_id: flooder.clone() };
+        node.runtime().await.reopen_container_log(request).await.expect("ReopenContainerLog");
+        assert!(Instant::now() < deadline, "rotation {number}");
+    }
+    assert_eq!(node.exit_of(&flooder).await.exit_code, 0);
+    parts.push(log);
+    let lines: Vec<_> = parts.iter().flat_map(|part| log_lines(part)).collect();
+    assert_eq!(lines.len(), FLOOD_LINES);
+    assert_whole(&lines);
+    node.remove_pod(&id).await;
+    node.stop_and_account().await;
+}
