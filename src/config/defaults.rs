@@ -85,9 +85,10 @@ pub struct Share {
     pub pod_cidrs: Vec<String>,
 }
 
-/// That of the default root, or one that follows from the root: `10.88.0.0/13` has 128 ranges of 4094 pods.
+/// That of the default root, or one that follows from the root: `10.88.0.0/13` has 128 ranges of 4094 pods. An ordinary
+/// user's daemon makes its node, in which nobody else is.
 pub fn share(root: &Path, env: &Environment) -> Share {
-    if self::root(env).is_ok_and(|default| default == root) {
+    if env.uid != 0 || self::root(env).is_ok_and(|default| default == root) {
         return Share { name: NAME.to_owned(), pod_cidrs: POD_CIDRS.map(str::to_owned).to_vec() };
     }
     let digest = Sha256::digest(root.as_os_str().as_bytes());

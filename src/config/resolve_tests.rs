@@ -155,13 +155,16 @@ fn a_flag_that_wins_is_the_one_that_is_blamed() {
 
 #[test]
 fn a_root_of_ones_own_has_a_network_of_its_own() {
-    let share = |root: &str| {
-        let config =
-            resolve(&Flags::default(), &Environment::with(0, &[HOME, ("CRICKET_ROOT", root)])).expect("resolved");
+    let share_of = |uid: u32, root: &str| {
+        let env = Environment::with(uid, &[HOME, RUN, ("CRICKET_ROOT", root)]);
+        let config = resolve(&Flags::default(), &env).expect("resolved");
         (config.network_name, config.pod_cidrs)
     };
+    let share = |root: &str| share_of(0, root);
     let (name, ranges) = share("/var/lib/cricket");
     assert_eq!((name.as_str(), ranges[0].as_str()), ("cricket", "10.85.0.0/16"));
+    // A user's node is nobody else's; earlier releases knew one name only, and left pods at that bridge.
+    assert_eq!(share_of(1000, "/home/u/one"), share("/var/lib/cricket"));
     let (one, two) = (share("/one"), share("/two"));
     assert!(one.0 != two.0 && one.1[0] != two.1[0] && one.1[1] != two.1[1], "{one:?} {two:?}");
     assert_eq!(share("/one"), one);
