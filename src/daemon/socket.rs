@@ -246,9 +246,7 @@ impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         match &mut self.silence {
-            Some(silence) if read.is_pending() => {
-                silence.poll_end(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
-            }
+            Some(silence) if read.is_pending() => silence.poll_end(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
             _ => {
                 self.silence = None;
                 read
@@ -320,7 +318,7 @@ mod tests {
             let error = connection.read_u8().await.expect_err("nothing was said");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         };
-        tokio::join!(silent, places.take());
+        let ((), _place) = tokio::join!(silent, places.take());
     }
 
     #[tokio::test]

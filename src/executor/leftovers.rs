@@ -197,4 +197,12 @@ mod tests {
         assert!(members(own.mount_namespace).contains(&own.pid));
         assert!(members(0).is_empty());
     }
+
+    #[test]
+    fn records_of_earlier_releases_are_read() {
+        for path in ["supervisor.json", "process.json"].into_iter().flat_map(store::of_earlier_releases) {
+            let record = read(&path).expect("read").expect("there");
+            assert!(record.pid > 0 && record.mount_namespace > 0 && record.start_ticks > 0, "{record:?}");
+        }
+    }
 }

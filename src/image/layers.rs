@@ -417,3 +417,16 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io
         if full { ImageError::disk_full(&message) } else { ImageError::new(ImageErrorKind::Internal, message) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_earlier_releases_are_read() {
+        for path in store::of_earlier_releases("layer.json") {
+            let record: LayerRecord = store::read(&path).expect("read");
+            assert_eq!(record.version, VERSION);
+        }
+    }
+}

@@ -470,3 +470,16 @@ fn add_names(names: &mut Vec<String>, new: &[String]) {
     let surplus = names.len().saturating_sub(NAMES_LIMIT);
     names.drain(..surplus);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_earlier_releases_are_read() {
+        for path in store::of_earlier_releases("image.json") {
+            let record: ImageRecord = store::read_known(&path, VERSION).expect("read");
+            assert_eq!(record.version, VERSION);
+        }
+    }
+}

@@ -441,4 +441,12 @@ mod tests {
         assert!(pasta.contains("--no-map-gw") && pasta.contains("--tcp-ns none") && pasta.contains("--udp-ns none"));
         assert!(Driver::Slirp4netns.arguments(false).contains(&"--disable-host-loopback".to_owned()));
     }
+
+    #[test]
+    fn records_of_earlier_releases_are_read() {
+        for path in store::of_earlier_releases("outbound.json") {
+            let record = recorded(path.parent().expect("a directory")).expect("read").expect("there");
+            assert!(record.driver == Driver::Pasta && record.resolver.is_none(), "{record:?}");
+        }
+    }
 }

@@ -203,4 +203,20 @@ mod tests {
         std::fs::remove_file(&path).expect("removed");
         assert_eq!(read::<PodRecord>(&path).expect("read"), None);
     }
+
+    #[test]
+    fn records_of_earlier_releases_are_read() {
+        for path in store::of_earlier_releases("pod.json") {
+            let record: PodRecord = read(&path).expect("read").expect("there");
+            assert!(record.network.is_some() && record.config.metadata.is_some(), "{record:?}");
+        }
+        for path in store::of_earlier_releases("container.json") {
+            let record: ContainerRecord = read(&path).expect("read").expect("there");
+            assert!(record.pending.is_none() && record.config.metadata.is_some(), "{record:?}");
+        }
+        for path in store::of_earlier_releases("exit.json") {
+            let exit: wire::ContainerExit = read(&path).expect("read").expect("there");
+            assert_eq!((exit.exit_code, exit.reason.as_str()), (143, "Error"));
+        }
+    }
 }

@@ -124,3 +124,16 @@ fn node_processes(state: &Path) -> Vec<(i32, Option<PathBuf>)> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_earlier_releases_are_read() {
+        for path in store::of_earlier_releases(FILE) {
+            let record = NodeRecord::read(path.parent().expect("a directory")).expect("read").expect("there");
+            assert!(record.process.pid > 0 && record.cgroup.is_none(), "{record:?}");
+        }
+    }
+}

@@ -10,4 +10,6 @@ mod record;
 
 pub use id::{ContainerId, IdError, PodId};
 pub use lock::{Lock, LockError};
+#[cfg(test)]
+pub use record::of_earlier_releases;
 pub use record::{RecordError, read, read_known, remove, set_aside, write};

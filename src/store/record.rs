@@ -181,6 +181,16 @@ pub fn remove(path: &Path) -> Result<(), RecordError> {
     }
 }
 
+/// Every record `name` as an earlier release wrote it: `tests/records/REVISION/NAME`. A layout that is promised to be read is.
+#[cfg(test)]
+pub fn of_earlier_releases(name: &str) -> Vec<PathBuf> {
+    let releases = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/records")).expect("records of releases");
+    let found: Vec<_> =
+        releases.flatten().map(|release| release.path().join(name)).filter(|path| path.exists()).collect();
+    assert!(!found.is_empty(), "no {name}");
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

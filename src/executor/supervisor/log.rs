@@ -125,8 +125,9 @@ struct Held {
     input: Vec<u8>,
     stream: Stream,
     retry_at: Instant,
-    /// When the disk was given the lines, which it has not answered.
-    pending_since: Option<Instant>,
+    /// The disk was given the lines, and has not answered.
+    is_pending: bool,
+    since: Instant,
 }
 
 impl ContainerLog {
@@ -305,9 +306,8 @@ impl ContainerLog {
 
     fn hold(&mut self, lines: &[u8], stream: Stream, input: Vec<u8>, unwritten: &Unwritten) {
         let now = Instant::now();
-        let pending_since = unwritten.is_pending.then_some(now);
-        let lines = lines[unwritten.written..].to_vec();
-        self.held = Some(Held { lines, input, stream, retry_at: now + RETRY, pending_since });
+        let (lines, is_pending) = (lines[unwritten.written..].to_vec(), unwritten.is_pending);
+        self.held = Some(Held { lines, input, stream, retry_at: now + RETRY, is_pending, since: now });
         // A disk that is merely busy is no trouble.
         if unwritten.source.kind() != io::ErrorKind::TimedOut {
             self.tell_trouble(&unwritten.source.to_string(), "there is room");
@@ -326,9 +326,9 @@ impl ContainerLog {
     fn retry(&mut self, scratch: &mut Scratch) {
         let (Some(mut held), Some(file)) = (self.held.take(), self.file.as_ref()) else { return };
         let (_, output, scribe) = scratch.parts(Instant::now());
-        let outcome = match held.pending_since {
-            None => scribe.append(file, &held.lines, self.finishing),
-            Some(_) => match scribe.settle(file, self.finishing) {
+        let outcome = match held.is_pending {
+            false => scribe.append(file, &held.lines, self.finishing),
+            true => match scribe.settle(file, self.finishing) {
                 Settled::Written => Ok(()),
                 Settled::Failed(unwritten) => Err(unwritten),
                 Settled::Pending => Err(Unwritten::pending()),
@@ -354,13 +354,13 @@ impl ContainerLog {
         let now = Instant::now();
         held.lines.drain(..unwritten.written);
         held.retry_at = now + RETRY;
-        held.pending_since = unwritten.is_pending.then(|| held.pending_since.unwrap_or(now));
-        let silent = held.pending_since.is_some_and(|since| now.duration_since(since) >= SILENCE);
+        held.is_pending = unwritten.is_pending;
+        let silence = now.duration_since(held.since);
         self.held = Some(held);
-        if silent {
-            self.tell_trouble("the disk does not answer", "it does");
-        } else if unwritten.source.kind() != io::ErrorKind::TimedOut {
+        if unwritten.source.kind() != io::ErrorKind::TimedOut {
             self.tell_trouble(&unwritten.source.to_string(), "there is room");
+        } else if silence >= SILENCE {
+            self.tell_trouble("the disk does not answer", "it does");
         }
     }
 }

@@ -474,3 +474,16 @@ fn remove(path: &Path) -> Result<(), ImageError> {
 fn internal(message: String) -> ImageError {
     ImageError::new(ImageErrorKind::Internal, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_earlier_releases_are_read() {
+        for path in store::of_earlier_releases("snapshot.json") {
+            let record: SnapshotRecord = store::read(&path).expect("read");
+            assert_eq!(record.version, VERSION);
+        }
+    }
+}

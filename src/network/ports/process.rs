@@ -193,3 +193,24 @@ fn door(state: &Path) -> io::Result<OwnedFd> {
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_earlier_releases_are_read_damaged_ones_set_aside_and_later_ones_left_alone() {
+        for path in store::of_earlier_releases(RECORD) {
+            assert!(recorded(path.parent().expect("a directory")).expect("read").is_some());
+        }
+        let state = std::env::temp_dir().join(format!("cricket-forwarder-record-{}", std::process::id()));
+        std::fs::create_dir_all(&state).expect("a directory");
+        std::fs::write(state.join(RECORD), "{\"version\": 1, \"pro").expect("written");
+        assert!(recorded(&state).expect("set aside").is_none());
+        assert!(state.join("forwarder.json.unreadable").exists() && !state.join(RECORD).exists());
+        std::fs::write(state.join(RECORD), "{\"version\": 1000, \"process\": \"another\"}").expect("written");
+        assert!(stop(&state).expect_err("it is not ours to end").to_string().contains("a newer cricket wrote it"));
+        assert!(state.join(RECORD).exists());
+        std::fs::remove_dir_all(&state).expect("removed");
+    }
+}

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// For a log to be opened, which has to be told to whoever asks for it.
 const PATIENCE_TO_OPEN: Duration = Duration::from_secs(1);
 /// For the last words at the supervisor's end.
-const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(1);
 
 /// A log that the scribe knows, or is told of anew.
 #[derive(Debug)]
