@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::node::{Footprint, Node, container, eventually, mount_points, pod};
+use crate::node::{Footprint, Node, container, eventually, eventually_async, mount_points, pod};
 
 /// Unless CRICKET_PODS_IN_TURN says otherwise.
 const PODS: usize = 100;
@@ -58,6 +58,20 @@ impl Account {
     }
 }
 
+/// What there is when nothing comes or goes any more.
+async fn settled(node: &Node) -> Account {
+    let mut last = Account::take(node);
+    eventually_async("nothing comes or goes", async || {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let now = Account::take(node);
+        let is_same = now == last;
+        last = now;
+        is_same.then_some(())
+    })
+    .await;
+    last
+}
+
 /// Names of all files but those that only grow.
 fn list(dir: &Path, names: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -96,7 +110,7 @@ async fn a_hundred_pods_leave_nothing_behind() {
     for number in 0..WARM_UP {
         come_and_go(&node, &format!("warm-{number}")).await;
     }
-    let before = Account::take(&node);
+    let before = settled(&node).await;
     let pods = std::env::var("CRICKET_PODS_IN_TURN").ok().and_then(|text| text.parse().ok()).unwrap_or(PODS);
     let mut settled = None;
     for number in 0..pods {

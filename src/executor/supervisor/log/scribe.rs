@@ -205,8 +205,9 @@ impl Scribe {
         let pid = rustix::process::Pid::from_raw(process.pid);
         let ended = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
         drop(process);
-        if let Some(ended) = ended {
-            is_readable(&ended, PATIENCE_AT_THE_END);
+        // Waited for, so that nothing is left of it when the pod's end is answered.
+        if ended.is_some_and(|ended| is_readable(&ended, PATIENCE_AT_THE_END)) {
+            let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::NOHANG);
         }
     }
 
