@@ -95,7 +95,8 @@ async fn a_pod_has_users_of_its_own_where_the_node_has_the_ids() {
 
 /// Container, exec, image, the pod's files, volumes.
 async fn is_right_inside(node: &Node, pid: cri::NamespaceMode) {
-    let config = pod_of(node, "own", pid);
+    let name = format!("own-{}", pid.as_str_name().to_lowercase());
+    let config = pod_of(node, &name, pid);
     let id = node.run_pod(&config).await;
     let script = "id -u; stat -c '%u:%g' / /bin/busybox /etc/hostname /dev/shm /made/here /proc/1; touch /new /volume/new && \
                   stat -c %u /new /volume/new; cat /proc/sys/kernel/shm_rmid_forced; echo x >/dev/stdout; sleep 1000";
@@ -103,7 +104,7 @@ async fn is_right_inside(node: &Node, pid: cri::NamespaceMode) {
     main.working_dir = "/made/here".to_owned();
     main.mounts = vec![directory(node, "for-everybody", 0o777)];
     let main = node.start_container(&id, main, &config).await;
-    let log = node.log_of("own", "main");
+    let log = node.log_of(&name, "main");
     let lines = crate::node::eventually("the container's output", || {
         let lines: Vec<String> = log_lines(&log).into_iter().map(|line| line.content).collect();
         lines.iter().any(|line| line == "x").then_some(lines)
