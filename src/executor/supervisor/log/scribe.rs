@@ -1,7 +1,8 @@
 //! A pod's scribe: the process that touches the disk of the pod's logs, so that a disk which does not answer holds up the
 //! logs and nothing else. The supervisor has one thread; a write that the kernel does not end would stop its loop.
 //!
-//! It is forked from the supervisor with the pod's first log, and ends when the supervisor's end of their socket closes; what
+//! It is forked from the supervisor with the pod's first line, or its second log (the first is opened when nothing runs yet
+//! that could be held up: most pods never pay for a process before they say something), and ends when the supervisor's end of their socket closes; what
 //! it is writing then, it ends first. One order at a time: lines lie in memory that both see, the order says how many, the
 //! answer how many are in the file. The supervisor waits [`PATIENCE`] for an answer and goes on to other things then; its loop
 //! watches [`Scribe::socket`]. Where no process can be made the supervisor writes itself.
@@ -52,7 +53,7 @@ pub struct Scribe {
     /// Whether a process may be made.
     apart: bool,
     process: Option<Process>,
-    /// Where the supervisor writes itself.
+    /// The pod's first log until its first line; and all of them where the supervisor writes itself.
     own: BTreeMap<u64, LogFile>,
     next: u64,
 }
@@ -98,7 +99,7 @@ impl Scribe {
         Self { apart: false, process: None, own: BTreeMap::new(), next: 1 }
     }
 
-    /// Which is a process of its own from the first log on. The caller has one thread.
+    /// Which is a process of its own when there is something to write. The caller has one thread.
     pub fn apart() -> Self {
         Self { apart: true, ..Self::here() }
     }
@@ -112,7 +113,11 @@ impl Scribe {
     pub fn open(&mut self, path: LogPath) -> Result<LogHandle, LogError> {
         let handle = LogHandle { number: self.next, path };
         self.next += 1;
-        self.make_known(&handle, PATIENCE_TO_OPEN)?;
+        let is_first = self.process.is_none() && self.own.is_empty();
+        match is_first {
+            true => drop(self.own.insert(handle.number, LogFile::open(handle.path.clone())?)),
+            false => self.make_known(&handle, PATIENCE_TO_OPEN)?,
+        }
         Ok(handle)
     }
 
@@ -120,12 +125,12 @@ impl Scribe {
     /// to it later.
     pub fn reopen(&mut self, handle: &LogHandle) -> Result<(), LogError> {
         match self.own.get_mut(&handle.number) {
-            Some(file) => file.reopen(),
+            Some(file) if !self.apart => file.reopen(),
             // One that has come since opens it where it is now.
-            None if self.process.as_ref().is_none_or(|process| !process.knows(handle.number)) => {
+            _ if self.process.as_ref().is_none_or(|process| !process.knows(handle.number)) => {
                 self.make_known(handle, PATIENCE_TO_OPEN)
             }
-            None => self.ask_to_open(handle, PATIENCE_TO_OPEN),
+            _ => self.ask_to_open(handle, PATIENCE_TO_OPEN),
         }
     }
 
@@ -135,7 +140,9 @@ impl Scribe {
             return Ok(());
         }
         let patience = until.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()).max(PATIENCE));
-        self.make_known(handle, patience).map_err(|error| Unwritten::nothing(io::Error::other(error)))?;
+        let is_first = self.process.is_none();
+        self.make_known(handle, if is_first { PATIENCE_TO_OPEN } else { patience })
+            .map_err(|error| Unwritten::nothing(io::Error::other(error)))?;
         if let Some(file) = self.own.get_mut(&handle.number) {
             return file.append(lines);
         }
@@ -212,7 +219,7 @@ impl Scribe {
     }
 
     fn make_known(&mut self, handle: &LogHandle, patience: Duration) -> Result<(), LogError> {
-        if self.own.contains_key(&handle.number) || self.process.as_ref().is_some_and(|p| p.knows(handle.number)) {
+        if self.process.as_ref().is_some_and(|process| process.knows(handle.number)) {
             return Ok(());
         }
         if self.process.is_none() && self.apart {
@@ -225,10 +232,14 @@ impl Scribe {
             }
         }
         if self.process.is_none() {
-            self.own.insert(handle.number, LogFile::open(handle.path.clone())?);
+            if !self.own.contains_key(&handle.number) {
+                self.own.insert(handle.number, LogFile::open(handle.path.clone())?);
+            }
             return Ok(());
         }
-        self.ask_to_open(handle, patience)
+        self.ask_to_open(handle, patience)?;
+        self.own.remove(&handle.number);
+        Ok(())
     }
 
     fn ask_to_open(&mut self, handle: &LogHandle, patience: Duration) -> Result<(), LogError> {
