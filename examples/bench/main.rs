@@ -56,7 +56,8 @@ struct Args {
     /// Run containers without a seccomp filter, to see what theirs costs
     #[arg(long)]
     unconfined: bool,
-    /// Only these stages: pods, containers, exec, stream, together, log, rest; and network, which is measured only when named
+    /// Only these stages: pods, containers, exec, stream, together, log, rest; and network, which is measured only when
+    /// named
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }

@@ -1,5 +1,5 @@
-//! The same requests to several daemons that somebody else has started, turn by turn: `scripts/beside` starts them, each
-//! in a cgroup of its own.
+//! The same requests to several daemons that somebody else has started, turn by turn: `scripts/beside` starts them,
+//! each in a cgroup of its own.
 //!
 //! CPU time is what the kernel counts for the cgroup and those below it (`cpu.stat` of cgroup v2, which needs no
 //! controller): daemon, shims, runtimes, containers. What a daemon still does after its answer is in the next row's

@@ -187,8 +187,8 @@ fn how(width: usize) -> String {
     if width == 1 { String::new() } else { format!(", {width} at once") }
 }
 
-/// What the goals are about: sums of what the stages measured, for the kernel tells the CPU time of a living supervisor's
-/// children in steps of ten milliseconds, too coarse for one container a pod.
+/// What the goals are about: sums of what the stages measured, for the kernel tells the CPU time of a living
+/// supervisor's children in steps of ten milliseconds, too coarse for one container a pod.
 pub fn whole_pods(table: &mut Table, pods: &Pods, create_and_start: Duration) {
     let up = pods.run + create_and_start;
     table.cpu("whole pod up: run, create, start", up, Duration::ZERO, None);

@@ -1,4 +1,5 @@
-//! `cricket install`: writes the systemd unit of dist/ for this user, or for the machine when root calls it, and enables it.
+//! `cricket install`: writes the systemd unit of dist/ for this user, or for the machine when root calls it, and
+//! enables it.
 //!
 //! The unit starts the binary that was called, where it lies, with the settings that were given. What somebody changes
 //! belongs into a drop-in: a unit that is there is written anew.

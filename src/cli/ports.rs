@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use super::client::{Client, told};
 use crate::proto::cricket::PortsRequest;
 
-/// By the pod's id, such as `8080->80/tcp` and `127.0.0.1:53->53/udp`. An older daemon, which cannot tell, has told of none.
+/// By the pod's id, such as `8080->80/tcp` and `127.0.0.1:53->53/udp`. An older daemon, which cannot tell, has told of
+/// none.
 pub async fn ports(client: &mut Client) -> anyhow::Result<HashMap<String, Vec<String>>> {
     match client.cricket.ports(PortsRequest {}).await {
         Err(status) if status.code() == tonic::Code::Unimplemented => Ok(HashMap::new()),

@@ -29,7 +29,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// A `tracing` filter: `info`, `debug`, `cricket::image=trace`.
     pub log_level: String,
-    /// Mirror rules: directory that holds `HOST/hosts.toml`. `/etc/cricket/certs.d` or `$XDG_CONFIG_HOME/cricket/certs.d`.
+    /// Mirror rules: directory that holds `HOST/hosts.toml`. `/etc/cricket/certs.d` or
+    /// `$XDG_CONFIG_HOME/cricket/certs.d`.
     pub registry_config_path: PathBuf,
     /// The registry that completes image names without one; empty: such names are not pulled. `docker.io`.
     pub short_names: String,

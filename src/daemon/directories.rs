@@ -1,6 +1,6 @@
-//! The directories that the daemon needs: made 0700, and ours. Root and state belong together: pods have their records in
-//! one and their supervisors in the other, and a daemon with another pair would take the ones for lost or the others for
-//! strays. So each says whose it is.
+//! The directories that the daemon needs: made 0700, and ours. Root and state belong together: pods have their records
+//! in one and their supervisors in the other, and a daemon with another pair would take the ones for lost or the others
+//! for strays. So each says whose it is.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -63,7 +63,8 @@ pub fn pair(config: &Config) -> Result<(), DaemonError> {
         ));
     }
     for (directory, path) in [(&config.state, &config.root), (&config.root, &config.state)] {
-        // Nothing is written where nothing changes: a daemon on a full disk has to start, so that images can be removed.
+        // Nothing is written where nothing changes: a daemon on a full disk has to start, so that images can be
+        // removed.
         if partner(directory)?.as_ref() == Some(path) {
             continue;
         }

@@ -1,9 +1,9 @@
-//! The daemon's log in systemd's journal, by the journal's own protocol: the line that a person reads, its level, and each
-//! of its fields beside (`journalctl -u cricket CRICKET_POD=ID`, `-p warning`, `-o json`).
+//! The daemon's log in systemd's journal, by the journal's own protocol: the line that a person reads, its level, and
+//! each of its fields beside (`journalctl -u cricket CRICKET_POD=ID`, `-p warning`, `-o json`).
 //!
-//! What the journal does not take is written to standard error, which systemd reads too. The library for it (tracing-journald)
-//! sends the bare message as the line: what a line here says of pods and containers would be in the fields alone, where a
-//! plain `journalctl` does not show it.
+//! What the journal does not take is written to standard error, which systemd reads too. The library for it
+//! (tracing-journald) sends the bare message as the line: what a line here says of pods and containers would be in the
+//! fields alone, where a plain `journalctl` does not show it.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,5 @@
-//! The unix socket: 0600, ours alone, and who may speak on it. Where systemd holds it (`cricket.socket`), it is taken over
-//! as it is, and stays when the daemon goes.
+//! The unix socket: 0600, ours alone, and who may speak on it. Where systemd holds it (`cricket.socket`), it is taken
+//! over as it is, and stays when the daemon goes.
 
 use std::fs;
 use std::future::Future;
@@ -86,7 +86,8 @@ impl Drop for Socket {
     }
 }
 
-/// Ours alone from its first moment: its file takes the mode that the socket has when it is bound, and no mask is touched.
+/// Ours alone from its first moment: its file takes the mode that the socket has when it is bound, and no mask is
+/// touched.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
@@ -118,8 +119,8 @@ fn is_handed_over() -> bool {
     of == Some(std::process::id())
 }
 
-/// Refuses a socket on which somebody answers, and what is no socket. Nothing is changed. On one that systemd hands over it
-/// is systemd who listens.
+/// Refuses a socket on which somebody answers, and what is no socket. Nothing is changed. On one that systemd hands
+/// over it is systemd who listens.
 pub fn refuse_taken(path: &Path) -> Result<(), DaemonError> {
     if is_handed_over() {
         return Ok(());

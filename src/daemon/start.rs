@@ -18,7 +18,8 @@ use crate::sys;
 /// Below the root.
 const IMAGES: &str = "images";
 
-/// Images, then the template, then the network, then the pods with everything that is left of them, then the streaming server.
+/// Images, then the template, then the network, then the pods with everything that is left of them, then the streaming
+/// server.
 pub async fn open(facts: &Facts, calls: &Calls, closing: CancellationToken) -> Result<Backend, DaemonError> {
     let (config, node) = (&facts.config, &facts.node);
     let images = Images::open(ImageOptions {

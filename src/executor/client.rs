@@ -218,8 +218,8 @@ impl Supervisor {
         }
     }
 
-    /// Lets a created container run; answers since when it does (nanoseconds since 1970, by the supervisor's clock; 0 from one
-    /// of an earlier release).
+    /// Lets a created container run; answers since when it does (nanoseconds since 1970, by the supervisor's clock; 0
+    /// from one of an earlier release).
     pub async fn start(&self, container_id: String) -> Result<i64, ExecutorError> {
         let op = Op::StartContainer(wire::StartContainer { container_id });
         match self.request(op, Vec::new(), START_DEADLINE).await?.expect::<0>().map_err(unfit)? {

@@ -1,14 +1,15 @@
 //! What is to be killed when a supervisor has died without taking its pod along.
 //!
-//! On disk (run-time directory of the pod), each a record `{"version": 1, "pid": N, "start_ticks": N, "mount_namespace": N,
-//! "cgroup": PATH or null, "pod_init": the same or null}`:
+//! On disk (run-time directory of the pod), each a record `{"version": 1, "pid": N, "start_ticks": N,
+//! "mount_namespace": N, "cgroup": PATH or null, "pod_init": the same or null}`:
 //! * `supervisor.json`: the supervisor, and PID 1 of a shared PID namespace;
 //! * `containers/ID/process.json`: the first process of a container.
 //!
 //! `start_ticks` is field 22 of /proc/PID/stat: a process with the same id and another start is somebody else.
-//! `mount_namespace` is the id of the container's mount namespace (the inode would be given to the next namespace): every
-//! process that lives in it is the container's, also one that has left its parents, session and groups. It is the guard where there is neither a cgroup nor a PID
-//! namespace of its own. Runs in the daemon: after it has seen a supervisor go, and for each pod without one when it starts.
+//! `mount_namespace` is the id of the container's mount namespace (the inode would be given to the next namespace):
+//! every process that lives in it is the container's, also one that has left its parents, session and groups. It is the
+//! guard where there is neither a cgroup nor a PID namespace of its own. Runs in the daemon: after it has seen a
+//! supervisor go, and for each pod without one when it starts.
 
 use std::fs;
 use std::io;

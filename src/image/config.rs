@@ -1,7 +1,7 @@
 //! The one place where what an image says of itself becomes something the rest may rely on.
 //!
-//! Nothing of a config is used before it passed here: numbers are in range, paths are absolute and lead nowhere else, no
-//! text has a NUL, lists are bounded. Labels are kept for showing and mean nothing to us, whatever they claim.
+//! Nothing of a config is used before it passed here: numbers are in range, paths are absolute and lead nowhere else,
+//! no text has a NUL, lists are bounded. Labels are kept for showing and mean nothing to us, whatever they claim.
 
 use std::collections::BTreeMap;
 

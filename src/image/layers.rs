@@ -1,11 +1,12 @@
 //! Layers on disk, shared by diff id.
 //!
 //! A layer is `layers/ALGORITHM-HEX/` with `tree/` (what the tar held, whiteouts as overlayfs wants them) and
-//! `layer.json`, and mostly `recipe`, from which its tar can be had again (`unpack::recipe`). It is unpacked in `layers/.temporary-ID/`; then the file system is synced, the record is written, the
-//! directory is renamed to its name and `layers/` is synced. So what has a layer's name is whole, also after a power cut;
-//! what has not is removed at the next open. To be removed, a layer is first renamed away. A file `damaged` in it says
-//! that it was found to be other than it was: it is taken for missing, and the next unpack replaces it. Where compressed
-//! blobs are kept they lie beside the tree (`blobs`).
+//! `layer.json`, and mostly `recipe`, from which its tar can be had again (`unpack::recipe`). It is unpacked in
+//! `layers/.temporary-ID/`; then the file system is synced, the record is written, the directory is renamed to its name
+//! and `layers/` is synced. So what has a layer's name is whole, also after a power cut; what has not is removed at the
+//! next open. To be removed, a layer is first renamed away. A file `damaged` in it says that it was found to be other
+//! than it was: it is taken for missing, and the next unpack replaces it. Where compressed blobs are kept they lie
+//! beside the tree (`blobs`).
 
 mod blobs;
 
@@ -225,9 +226,9 @@ impl LayerStore {
         self.shared.directory.join(file_name(diff_id))
     }
 
-    /// Unpacks `blob` (bytes as from the wire; compression is recognised by its first bytes) in one pass and commits the
-    /// layer. `BadImage` when size or hash are not the descriptor's, or the plain tar's hash is not `diff_id`. A second
-    /// unpack of the same layer at the same time is harmless. Dropping the future stops it and leaves nothing.
+    /// Unpacks `blob` (bytes as from the wire; compression is recognised by its first bytes) in one pass and commits
+    /// the layer. `BadImage` when size or hash are not the descriptor's, or the plain tar's hash is not `diff_id`. A
+    /// second unpack of the same layer at the same time is harmless. Dropping the future stops it and leaves nothing.
     /// `on_bytes` gets the number of compressed bytes of each step.
     pub async fn unpack<R, F>(
         &self,
@@ -251,8 +252,8 @@ impl LayerStore {
         job.await.map_err(|e| ImageError::new(ImageErrorKind::Internal, format!("unpacking failed: {e}")))?
     }
 
-    /// As [`Self::unpack`], of any source; `what` is for messages. Where blobs are kept and the layer is here already, it is
-    /// only the blob that comes. Blocking.
+    /// As [`Self::unpack`], of any source; `what` is for messages. Where blobs are kept and the layer is here already,
+    /// it is only the blob that comes. Blocking.
     pub(super) fn unpack_blocking(&self, mut wire: Wire, diff_id: &Digest, what: &str) -> Result<(), ImageError> {
         let kept = self.to_keep(&wire);
         if let Some(blob) = kept.clone().filter(|_| self.contains(diff_id)) {

@@ -1,9 +1,10 @@
 //! Signature policy: which images must be signed, and by whom.
 //!
-//! The signatures are cosign's with a key: beside an image whose manifest has the digest `sha256:HEX` its repository has
-//! a tag `sha256-HEX.sig`. That is a manifest each of whose layers is a payload (a JSON that names the digest) and bears
-//! the signature of the payload's bytes as an annotation. All of it comes from the image's own registry and is checked
-//! here, with the keys of the configuration: no other service is asked. Only a pull is checked, before any layer comes.
+//! The signatures are cosign's with a key: beside an image whose manifest has the digest `sha256:HEX` its repository
+//! has a tag `sha256-HEX.sig`. That is a manifest each of whose layers is a payload (a JSON that names the digest) and
+//! bears the signature of the payload's bytes as an annotation. All of it comes from the image's own registry and is
+//! checked here, with the keys of the configuration: no other service is asked. Only a pull is checked, before any
+//! layer comes.
 
 use std::path::{Path, PathBuf};
 

@@ -5,8 +5,8 @@
 //!      --GET--> index? --> manifest --> config --> layers not here yet --> unpack --> commit
 //! ```
 //!
-//! Every pull is authorised by the registry with its own credentials, whether the image is here or not. Two pulls of one
-//! name with the same credentials are one: it goes on while anybody waits for it and stops when nobody does. What a
+//! Every pull is authorised by the registry with its own credentials, whether the image is here or not. Two pulls of
+//! one name with the same credentials are one: it goes on while anybody waits for it and stops when nobody does. What a
 //! stopped pull leaves is finished layers, which the next one finds.
 
 use std::collections::HashMap;

@@ -1,9 +1,9 @@
 //! Images that are here, in memory and as records, and the layers they and the snapshots use.
 //!
 //! An image is `images/ALGORITHM-HEX.config` (the config's bytes as they came) and `images/ALGORITHM-HEX.json` (its
-//! names); the second is written last and removed first, so an image is there whole or not at all. Where compressed blobs
-//! are kept, `images/ALGORITHM-HEX.manifest` is beside them (`original`). Lists and look-ups are answered from memory;
-//! whatever changes records does so one at a time.
+//! names); the second is written last and removed first, so an image is there whole or not at all. Where compressed
+//! blobs are kept, `images/ALGORITHM-HEX.manifest` is beside them (`original`). Lists and look-ups are answered from
+//! memory; whatever changes records does so one at a time.
 //!
 //! For pull.rs: `Puller::new(&ImageOptions, Store) -> Puller` (Clone) and
 //! `Puller::pull(&self, reference: &str, Option<Credentials>, Option<ProgressSink>) -> Result<Arc<Image>, ImageError>`

@@ -1,9 +1,9 @@
 //! `image verify`: every layer is put together again from its tree and its recipe, and hashed. That is the digest which
 //! the image's config names, so nothing that was changed since escapes.
 //!
-//! A damaged layer on which no container stands is taken for missing from then on: the next pull or load of an image with
-//! it fetches it anew. One that is in use stays as it is until its containers are gone. Compressed blobs that are kept are
-//! read too; no container stands on those.
+//! A damaged layer on which no container stands is taken for missing from then on: the next pull or load of an image
+//! with it fetches it anew. One that is in use stays as it is until its containers are gone. Compressed blobs that are
+//! kept are read too; no container stands on those.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -212,8 +212,8 @@ impl Network {
         }
     }
 
-    /// Gives the pod an interface `eth0`, addresses, routes and its host ports on the node's addresses, by the network that is configured now. After an error
-    /// [`Network::tear_down`] takes away what is left.
+    /// Gives the pod an interface `eth0`, addresses, routes and its host ports on the node's addresses, by the network
+    /// that is configured now. After an error [`Network::tear_down`] takes away what is left.
     pub async fn set_up(&self, request: PodRequest) -> Result<PodNetwork, NetworkError> {
         match self.shared.cni.configured()? {
             Some(list) => {
@@ -239,8 +239,8 @@ impl Network {
         self.shared.cni.adopt(pod, namespace, holder);
     }
 
-    /// All pods of an earlier daemon are adopted: what belongs neither to them nor to `others`, which run and are not ours to
-    /// look after, is removed.
+    /// All pods of an earlier daemon are adopted: what belongs neither to them nor to `others`, which run and are not
+    /// ours to look after, is removed.
     pub async fn settle(&self, others: Vec<PodId>) -> Result<(), NetworkError> {
         match self.running_builtin().await {
             Some(running) => running.settle(others).await,
@@ -265,8 +265,8 @@ impl Network {
         Ok(self.shared.cni.check(pod).await?)
     }
 
-    /// After a start, when all pods that there are (`known`) are adopted: what others left is taken away, and what these
-    /// have is looked at.
+    /// After a start, when all pods that there are (`known`) are adopted: what others left is taken away, and what
+    /// these have is looked at.
     pub async fn collect_garbage(&self, known: &HashSet<PodId>) {
         self.shared.cni.collect_garbage(known).await;
         self.shared.cni.check_all().await;

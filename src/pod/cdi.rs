@@ -1,9 +1,10 @@
 //! Devices by the Container Device Interface: specifications of the node's administrator, by default in /etc/cdi and
-//! /var/run/cdi, say what a device named `VENDOR/CLASS=NAME` is made of. Only the request's own field asks for one, never an annotation.
+//! /var/run/cdi, say what a device named `VENDOR/CLASS=NAME` is made of. Only the request's own field asks for one,
+//! never an annotation.
 //!
-//! Specifications are read anew for each container that asks, since who makes them (an operator, a driver) does so at any
-//! time; what is in a later directory goes before an earlier one. They are read as an attacker's bytes all the same: bounded, regular
-//! files only, and what is not understood is an error instead of a device that lacks something.
+//! Specifications are read anew for each container that asks, since who makes them (an operator, a driver) does so at
+//! any time; what is in a later directory goes before an earlier one. They are read as an attacker's bytes all the
+//! same: bounded, regular files only, and what is not understood is an error instead of a device that lacks something.
 
 use std::collections::BTreeMap;
 use std::fs;

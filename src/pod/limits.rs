@@ -1,7 +1,8 @@
 //! Limits of a cgroup that is there already: what a request asks for, as contents of cgroup v2 files.
 //!
-//! A new container gets its limits from the runtime library, by the same arithmetic. Writing here is for changes, and for
-//! pods' own cgroups. A file that is missing (its controller is not ours here) is told, never passed over in silence.
+//! A new container gets its limits from the runtime library, by the same arithmetic. Writing here is for changes, and
+//! for pods' own cgroups. A file that is missing (its controller is not ours here) is told, never passed over in
+//! silence.
 
 use std::fs;
 use std::io;
@@ -51,8 +52,8 @@ pub(crate) fn merge(
     }
 }
 
-/// What a pod as a whole may use: its containers' share and what running it costs beside. A limit that the containers have
-/// not got is none: what running costs limits nobody.
+/// What a pod as a whole may use: its containers' share and what running it costs beside. A limit that the containers
+/// have not got is none: what running costs limits nobody.
 pub(crate) fn whole(
     containers: &cri::LinuxContainerResources,
     overhead: &cri::LinuxContainerResources,
@@ -158,8 +159,8 @@ fn weight(shares: u64) -> u64 {
     (10_f64.powf(exponent).ceil() as u64).clamp(WEIGHT.0, WEIGHT.1)
 }
 
-/// Writes them; answers a sentence for each that this cgroup has no file for. An error: the kernel refused one, and those before it
-/// are in force. Blocking.
+/// Writes them; answers a sentence for each that this cgroup has no file for. An error: the kernel refused one, and
+/// those before it are in force. Blocking.
 pub(crate) fn apply(cgroup: &Path, settings: &[Setting]) -> Result<Vec<String>, PodError> {
     let mut missing = Vec::new();
     for Setting { file, value } in settings {

@@ -1,9 +1,9 @@
-//! What a request wants of the kernel's security modules. Asked for and absent is an error, never silence; what a kubelet
-//! sends when nobody asked for anything is nothing.
+//! What a request wants of the kernel's security modules. Asked for and absent is an error, never silence; what a
+//! kubelet sends when nobody asked for anything is nothing.
 //!
-//! AppArmor comes in two fields, the newer one first: `apparmor`, and the text `apparmor_profile` of older clients (`""`,
-//! `runtime/default`, `unconfined`, `localhost/NAME`). A privileged container is unconfined. Loading profiles is the
-//! administrator's: nobody in a user namespace could.
+//! AppArmor comes in two fields, the newer one first: `apparmor`, and the text `apparmor_profile` of older clients
+//! (`""`, `runtime/default`, `unconfined`, `localhost/NAME`). A privileged container is unconfined. Loading profiles is
+//! the administrator's: nobody in a user namespace could.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -12,8 +12,8 @@ use crate::sys::owners::IdRange;
 
 /// Most mounts of a request; a kubelet sends a few dozen.
 const MOUNT_LIMIT: usize = 4096;
-/// What may be mounted below /proc, as other runtimes have it (lxcfs does). Anything else there could make what is written
-/// to /proc/self go to the container's own files.
+/// What may be mounted below /proc, as other runtimes have it (lxcfs does). Anything else there could make what is
+/// written to /proc/self go to the container's own files.
 const BELOW_PROC: &[&str] = &[
     "/proc/cpuinfo",
     "/proc/diskstats",

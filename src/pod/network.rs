@@ -46,8 +46,8 @@ pub struct PodNetworks {
 }
 
 impl PodNetworks {
-    /// `network`, or why there is none; what serves host ports; `outbound` where the node needs a way out; the file in which ranges that a
-    /// kubelet names are kept.
+    /// `network`, or why there is none; what serves host ports; `outbound` where the node needs a way out; the file in
+    /// which ranges that a kubelet names are kept.
     pub fn new(
         network: Result<Network, String>,
         ports: Option<HostPorts>,
@@ -188,8 +188,8 @@ impl PodNetworks {
         }
     }
 
-    /// As [`PodNetworks::tear_down`], for a pod that is no more and that nobody will ask for: where it fails it is tried
-    /// again, by this daemon and by later ones.
+    /// As [`PodNetworks::tear_down`], for a pod that is no more and that nobody will ask for: where it fails it is
+    /// tried again, by this daemon and by later ones.
     pub(crate) async fn abandon(&self, pod: &PodId) {
         let Err(error) = self.tear_down(pod).await else { return };
         tracing::warn!(%pod, %error, "the network of a pod that is no more was not wholly taken down: it is tried again");

@@ -1,5 +1,5 @@
-//! What the domain tells without changing anything: statuses and lists from the views that pods' tasks publish, statistics
-//! from the kernel, and what there is to ask for.
+//! What the domain tells without changing anything: statuses and lists from the views that pods' tasks publish,
+//! statistics from the kernel, and what there is to ask for.
 
 use std::collections::HashMap;
 

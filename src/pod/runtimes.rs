@@ -1,9 +1,9 @@
 //! Runtime handlers: what `[runtimes.NAME]` of the configuration adds to the containers of pods that name it.
 //!
-//! The record keeps what the client sent; a handler changes what is made of it. Of a base specification only `hooks` and
-//! `process.rlimits` count: the rest of a container is told by the CRI. Hooks that the runtime library runs are prestart,
-//! createRuntime, createContainer and startContainer; a base specification with others is refused at the daemon's start,
-//! so that no hook is left out in silence.
+//! The record keeps what the client sent; a handler changes what is made of it. Of a base specification only `hooks`
+//! and `process.rlimits` count: the rest of a container is told by the CRI. Hooks that the runtime library runs are
+//! prestart, createRuntime, createContainer and startContainer; a base specification with others is refused at the
+//! daemon's start, so that no hook is left out in silence.
 
 use std::collections::BTreeMap;
 use std::path::Path;

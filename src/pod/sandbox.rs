@@ -228,8 +228,8 @@ pub(crate) async fn stop(
     .await
 }
 
-/// A full disk does not keep a pod from being stopped: it is what removing the pod may mend. Without the record a restarted
-/// daemon finds no supervisor and takes the pod down once more.
+/// A full disk does not keep a pod from being stopped: it is what removing the pod may mend. Without the record a
+/// restarted daemon finds no supervisor and takes the pod down once more.
 fn stopped_as_recorded(written: Result<(), store::RecordError>) -> Result<(), PodError> {
     match written {
         Err(error) if error.is_disk_full() => {

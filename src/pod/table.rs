@@ -1,4 +1,5 @@
-//! Which pods there are: by id, by unique prefix, by name. The only state that pods share; locks are held for a look-up.
+//! Which pods there are: by id, by unique prefix, by name. The only state that pods share; locks are held for a
+//! look-up.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

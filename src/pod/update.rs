@@ -1,8 +1,8 @@
 //! Other limits for what runs already. Each function is one piece of work of the pod's task.
 //!
-//! The record goes first: it says that a change is `pending`, then the kernel is told, then the record says that it is done.
-//! A daemon that starts meanwhile finds what is pending and finishes it. What the kernel refuses leaves record and limits as
-//! they were.
+//! The record goes first: it says that a change is `pending`, then the kernel is told, then the record says that it is
+//! done. A daemon that starts meanwhile finds what is pending and finishes it. What the kernel refuses leaves record
+//! and limits as they were.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -106,8 +106,8 @@ pub(crate) fn finish(context: &Context, pod: &PodRecord, record: ContainerRecord
     done
 }
 
-/// Changes what a pod as a whole may use. The cgroup of a client that named it is the client's to limit (a kubelet has done
-/// so before it tells); one of ours is limited here.
+/// Changes what a pod as a whole may use. The cgroup of a client that named it is the client's to limit (a kubelet has
+/// done so before it tells); one of ours is limited here.
 pub(crate) async fn pod(
     context: Arc<Context>,
     record: Arc<PodRecord>,

@@ -1,8 +1,8 @@
 //! A pod's own user namespace (`hostUsers: false`): what a request may ask for, and whether the node has the ids.
 //!
-//! A kubelet gives each such pod a range of the *node's* ids, 65,536 long and beginning at a multiple of 65,536, so that the
-//! first of them already needs a node with 131,072 ids. The domain takes one range that begins with the pod's root, the
-//! same for users and groups, as kubelets send it.
+//! A kubelet gives each such pod a range of the *node's* ids, 65,536 long and beginning at a multiple of 65,536, so
+//! that the first of them already needs a node with 131,072 ids. The domain takes one range that begins with the pod's
+//! root, the same for users and groups, as kubelets send it.
 
 use std::sync::Arc;
 

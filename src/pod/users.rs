@@ -102,8 +102,8 @@ fn id(what: &str, value: i64) -> Result<u32, PodError> {
 }
 
 impl ContainerUser {
-    /// Where the kernel lets nobody change supplementary groups: what the request itself asks for is refused, what only the
-    /// image says is left out and told. The primary group is set another way.
+    /// Where the kernel lets nobody change supplementary groups: what the request itself asks for is refused, what only
+    /// the image says is left out and told. The primary group is set another way.
     pub(crate) fn without_groups(
         mut self,
         security: &cri::LinuxContainerSecurityContext,

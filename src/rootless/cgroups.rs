@@ -93,7 +93,8 @@ pub fn move_into(cgroup: &Path) -> io::Result<()> {
 }
 
 /// Takes controllers away from the children of `base`, and first from theirs, so that a process may enter it. Where
-/// processes live nothing is taken: they would lose their limits. That it was not enough is seen when one tries to enter.
+/// processes live nothing is taken: they would lose their limits. That it was not enough is seen when one tries to
+/// enter.
 pub fn disable(base: &Path) {
     for child in children(base) {
         if !is_populated(&child) {
@@ -105,8 +106,8 @@ pub fn disable(base: &Path) {
     }
 }
 
-/// Removes what an ended node leaves in `base`: its leaves, and the cgroup of its own pods. What somebody still lives in
-/// stays, and is the next daemon's.
+/// Removes what an ended node leaves in `base`: its leaves, and the cgroup of its own pods. What somebody still lives
+/// in stays, and is the next daemon's.
 pub fn clear(base: &Path) {
     let pods = base.join(TOP_LEVEL);
     for pod in children(&pods) {

@@ -161,8 +161,8 @@ fn make_private(path: &Path) -> Result<(), RootlessError> {
 }
 
 fn found(kind: NodeKind) -> Result<Node, RootlessError> {
-    // A network namespace of the moment (`unshare --net`) has it down. Where it is not ours to change, whoever needs it says
-    // what is wrong.
+    // A network namespace of the moment (`unshare --net`) has it down. Where it is not ours to change, whoever needs it
+    // says what is wrong.
     let _ = loopback::up();
     let own = |namespace: Namespace| {
         namespace.open_own().map_err(RootlessError::io(format!("open our {} namespace", namespace.name())))

@@ -40,8 +40,8 @@ impl NodeRecord {
         Self::of(ProcessId::own()?.pid, cgroup)
     }
 
-    /// What stands in `state`; none where no node was made. A damaged record is written anew from the node process that was
-    /// started with this `state`, and set aside where there is none.
+    /// What stands in `state`; none where no node was made. A damaged record is written anew from the node process that
+    /// was started with this `state`, and set aside where there is none.
     pub fn read(state: &Path) -> Result<Option<Self>, RecordError> {
         let path = state.join(FILE);
         let damage = match store::read_known::<Self>(&path, VERSION) {

@@ -1,5 +1,5 @@
-//! One daemon per root and per state: `ROOT/lock` and `STATE/lock`, held with flock(2) as long as its daemon lives; the text in it is the daemon's
-//! pid and the time it was started, for whoever finds it held.
+//! One daemon per root and per state: `ROOT/lock` and `STATE/lock`, held with flock(2) as long as its daemon lives; the
+//! text in it is the daemon's pid and the time it was started, for whoever finds it held.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -135,8 +135,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     serde_json::from_slice(&bytes).map_err(|source| RecordError::Malformed { path: path.to_owned(), source })
 }
 
-/// Reads the record `path`, whose layout is `known` or an earlier one; a later one is an error of its own, also where its
-/// fields are not ours.
+/// Reads the record `path`, whose layout is `known` or an earlier one; a later one is an error of its own, also where
+/// its fields are not ours.
 pub fn read_known<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T, RecordError> {
     let bytes = read_bytes(path)?;
     let malformed = |source| RecordError::Malformed { path: path.to_owned(), source };
@@ -181,7 +181,8 @@ pub fn remove(path: &Path) -> Result<(), RecordError> {
     }
 }
 
-/// Every record `name` as an earlier release wrote it: `tests/records/REVISION/NAME`. A layout that is promised to be read is.
+/// Every record `name` as an earlier release wrote it: `tests/records/REVISION/NAME`. A layout that is promised to be
+/// read is.
 #[cfg(test)]
 pub fn of_earlier_releases(name: &str) -> Vec<PathBuf> {
     let releases = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/records")).expect("records of releases");

@@ -1,8 +1,8 @@
-//! Both frame parsers against whole conversations: frames as a client writes them, some broken, cut into arbitrary pieces.
-//! Every conversation has to come to its end: a parser that panics or waits for what never comes does not.
+//! Both frame parsers against whole conversations: frames as a client writes them, some broken, cut into arbitrary
+//! pieces. Every conversation has to come to its end: a parser that panics or waits for what never comes does not.
 //!
-//! 256 conversations each in an ordinary run; `PROPTEST_CASES=1000000 cargo test --release --lib streaming::fuzz` goes on for
-//! as long as wanted, and a conversation that fails is written down by proptest.
+//! 256 conversations each in an ordinary run; `PROPTEST_CASES=1000000 cargo test --release --lib streaming::fuzz` goes
+//! on for as long as wanted, and a conversation that fails is written down by proptest.
 
 use std::time::Duration;
 

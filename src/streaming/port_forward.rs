@@ -1,8 +1,8 @@
 //! Port-forward: pairs of SPDY streams, each pair one connection to a port of the pod.
 //!
-//! A pair is an `error` and a `data` stream with the same `requestid`. A stream is taken when it comes, for clients open
-//! the second one only after the first was answered. A connection that fails says why on its error stream; then both
-//! are reset, and the other pairs go on.
+//! A pair is an `error` and a `data` stream with the same `requestid`. A stream is taken when it comes, for clients
+//! open the second one only after the first was answered. A connection that fails says why on its error stream; then
+//! both are reset, and the other pairs go on.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Points at which a test has this program die, fail, panic or wait: before and after each step that changes something.
 //!
-//! Builds with debug assertions only; in a release a point is nothing. The variable CRICKET_CRASH_FILE names a file whose
-//! one line is `POINT ACTION N`. Who is the Nth to reach the point takes the file away and acts:
+//! Builds with debug assertions only; in a release a point is nothing. The variable CRICKET_CRASH_FILE names a file
+//! whose one line is `POINT ACTION N`. Who is the Nth to reach the point takes the file away and acts:
 //!
 //! | action | |
 //! |---|---|

@@ -1,7 +1,8 @@
 //! Processes without exec: clone of a single-threaded process, straight into a cgroup where one is given.
 //!
 //! The raw `clone3` is used because it can place the child into its cgroup without the migration that a write to
-//! `cgroup.procs` costs. Callers have one thread; that is checked, for a lock held by another thread would hang the child.
+//! `cgroup.procs` costs. Callers have one thread; that is checked, for a lock held by another thread would hang the
+//! child.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -86,10 +87,10 @@ pub fn fork_and_run(cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) 
 }
 
 /// Forks a child of this process into another PID namespace and runs `body` there. `enter` makes that namespace the one
-/// of later children; it runs in a helper between the two, for in a user namespace who has once changed it cannot come back.
-/// Whoever is in that namespace already sees the child from its first moment, and the helper never: what must not be seen
-/// is done by `enter`, whose answer `body` gets. The descriptor that `enter` is told of has to stay open.
-/// The helper is a child too, to be waited for, and has ended when this returns. Answers the child's id here.
+/// of later children; it runs in a helper between the two, for in a user namespace who has once changed it cannot come
+/// back. Whoever is in that namespace already sees the child from its first moment, and the helper never: what must not
+/// be seen is done by `enter`, whose answer `body` gets. The descriptor that `enter` is told of has to stay open. The
+/// helper is a child too, to be waited for, and has ended when this returns. Answers the child's id here.
 pub fn fork_elsewhere<T>(
     cgroup: Option<BorrowedFd<'_>>,
     enter: impl FnOnce(RawFd) -> io::Result<T>,

@@ -1,9 +1,9 @@
 //! Layers stacked by fuse-overlayfs, where the kernel's overlayfs does not take the file system.
 //!
-//! The mount is attached nowhere, like the kernel's own: the program is given the open connection as a descriptor instead of
-//! a mount point. It serves until the last holder of the mount has gone, and then ends by itself: a daemon that is killed
-//! takes nothing with it, and of a pod that ends nothing stays. What dies before that is told in the log; files of the mount
-//! then fail with ENOTCONN.
+//! The mount is attached nowhere, like the kernel's own: the program is given the open connection as a descriptor
+//! instead of a mount point. It serves until the last holder of the mount has gone, and then ends by itself: a daemon
+//! that is killed takes nothing with it, and of a pod that ends nothing stays. What dies before that is told in the
+//! log; files of the mount then fail with ENOTCONN.
 
 use std::fs::File;
 use std::io;

@@ -19,8 +19,8 @@ pub fn missing_calls() -> Vec<&'static str> {
 }
 
 fn exists(number: libc::c_long) -> bool {
-    // SAFETY: with -1 for every argument each call listed above fails while it checks its arguments and touches nothing:
-    // descriptors, pids and flags are invalid, and so are addresses. close_range refuses unknown flags first.
+    // SAFETY: with -1 for every argument each call listed above fails while it checks its arguments and touches
+    // nothing: descriptors, pids and flags are invalid, and so are addresses. close_range refuses unknown flags first.
     let result = unsafe { libc::syscall(number, NONE, NONE, NONE, NONE, NONE, NONE) };
     result != -1 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }

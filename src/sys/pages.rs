@@ -7,7 +7,8 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// A zeroed region, private or shared with children. It costs memory only where it was written since [`Pages::give_back`].
+/// A zeroed region, private or shared with children. It costs memory only where it was written since
+/// [`Pages::give_back`].
 #[derive(Debug)]
 pub struct Pages {
     start: NonNull<u8>,

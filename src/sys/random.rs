@@ -1,4 +1,5 @@
-//! Random bytes of the kernel's, by its system call alone: no file is opened, so it cannot fail for want of descriptors.
+//! Random bytes of the kernel's, by its system call alone: no file is opened, so it cannot fail for want of
+//! descriptors.
 
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};

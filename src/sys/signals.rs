@@ -1,4 +1,5 @@
-//! Actions of signals. No handler of ours ever runs code: a signal is ignored, does its default, or is read from a descriptor.
+//! Actions of signals. No handler of ours ever runs code: a signal is ignored, does its default, or is read from a
+//! descriptor.
 
 use std::io;
 

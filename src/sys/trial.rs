@@ -64,8 +64,8 @@ pub fn in_child(
 /// several threads may make.
 pub fn user_namespace() -> io::Result<()> {
     let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM and without a stack this is fork(2) into a new user namespace; the arguments after the flags
-    // are not looked at. The child calls nothing but _exit, which is safe whatever locks other threads held.
+    // SAFETY: without CLONE_VM and without a stack this is fork(2) into a new user namespace; the arguments after the
+    // flags are not looked at. The child calls nothing but _exit, which is safe whatever locks other threads held.
     let child = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
     match child {
         -1 => Err(io::Error::last_os_error()),

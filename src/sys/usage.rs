@@ -11,8 +11,8 @@ use rustix::io::{Errno, Result};
 /// Bytes of a block in `st_blocks`, whatever the file system's own are.
 pub const STAT_BLOCK_BYTES: u64 = 512;
 
-/// Names of directories that are remembered at once, of all levels together. What is beyond is looked up again from where
-/// the reading stopped.
+/// Names of directories that are remembered at once, of all levels together. What is beyond is looked up again from
+/// where the reading stopped.
 const NAMES_LIMIT: usize = 4096;
 
 /// Bytes and inodes.
@@ -96,7 +96,8 @@ fn enter(
 }
 
 impl Level {
-    /// Counts entries from where the last scan stopped, until `room` directories were met (one at least) or all was read.
+    /// Counts entries from where the last scan stopped, until `room` directories were met (one at least) or all was
+    /// read.
     fn scan(&mut self, directory: &OwnedFd, usage: &mut Usage, room: usize) -> Result<()> {
         let mut entries = Dir::read_from(directory)?;
         if let Some(next) = self.next.filter(|next| *next != 0) {

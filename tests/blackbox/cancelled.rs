@@ -1,5 +1,6 @@
-//! A client's deadline passes in the middle of a call: the work goes on or is undone, the same call again finds or finishes
-//! the same object, and other names are judged by themselves. Who is in the middle is held there (`cricket::sys::crash`).
+//! A client's deadline passes in the middle of a call: the work goes on or is undone, the same call again finds or
+//! finishes the same object, and other names are judged by themselves. Who is in the middle is held there
+//! (`cricket::sys::crash`).
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! A record that was cut short, overwritten with zeros or with rubbish costs what it was about and nothing else: it is set
-//! aside with a message that names it. One of a later release is left alone, with what it is about. An earlier one is read.
+//! A record that was cut short, overwritten with zeros or with rubbish costs what it was about and nothing else: it is
+//! set aside with a message that names it. One of a later release is left alone, with what it is about. An earlier one
+//! is read.
 
 use std::path::{Path, PathBuf};
 

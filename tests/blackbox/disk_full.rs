@@ -1,4 +1,5 @@
-//! A full disk: the right code, a message that names what to free, nothing left behind, and it works when there is room.
+//! A full disk: the right code, a message that names what to free, nothing left behind, and it works when there is
+//! room.
 //!
 //! The root is a small tmpfs in a mount namespace of the test's own; the daemon is uid 0 of that user namespace.
 

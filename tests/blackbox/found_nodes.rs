@@ -12,8 +12,8 @@ async fn said(node: &Node, id: &str, script: &str) -> String {
     format!("{}{}", text(&answer.stdout), text(&answer.stderr))
 }
 
-/// A user namespace of one id, mapped without newgidmap: the kernel lets nobody in it change groups. And an /etc of the test's
-/// own, since the host's belongs to all.
+/// A user namespace of one id, mapped without newgidmap: the kernel lets nobody in it change groups. And an /etc of the
+/// test's own, since the host's belongs to all.
 #[tokio::test]
 async fn without_setgroups_containers_run_without_groups_and_follow_the_hosts_resolver() {
     let mut node = Node::prepare().await;

@@ -1,5 +1,5 @@
-//! What an administrator gives to containers: runtime handlers with hooks and limits, CDI devices; and what he sees of the
-//! daemon: its own metrics.
+//! What an administrator gives to containers: runtime handlers with hooks and limits, CDI devices; and what he sees of
+//! the daemon: its own metrics.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
-//! A hundred pods come and go (`scripts/soak --in-turn 1000`: a thousand): afterwards the machine and the daemon are as they
-//! were, and the daemon has the memory that it had after the first of them.
+//! A hundred pods come and go (`scripts/soak --in-turn 1000`: a thousand): afterwards the machine and the daemon are as
+//! they were, and the daemon has the memory that it had after the first of them.
 
 use std::collections::BTreeSet;
 use std::path::Path;

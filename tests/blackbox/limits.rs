@@ -1,4 +1,5 @@
-//! Limits of cgroup v2, in the kernel's own files and by what happens to those who exceed them; and where cgroups are made.
+//! Limits of cgroup v2, in the kernel's own files and by what happens to those who exceed them; and where cgroups are
+//! made.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
-//! The way of a log: a disk that does not answer holds up the logs that are on it and nothing else, and nothing of them is
-//! lost; a flood is slowed; logs that are renamed under a flood lose and tear nothing.
+//! The way of a log: a disk that does not answer holds up the logs that are on it and nothing else, and nothing of them
+//! is lost; a flood is slowed; logs that are renamed under a flood lose and tear nothing.
 //!
-//! The disk is a FUSE file system whose server is stopped (SIGSTOP), in a mount namespace of the test's own. Where this user
-//! may not open /dev/fuse, it is who writes to the disk that is stopped.
+//! The disk is a FUSE file system whose server is stopped (SIGSTOP), in a mount namespace of the test's own. Where this
+//! user may not open /dev/fuse, it is who writes to the disk that is stopped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,5 @@
-//! Ways into pods that are not on the built-in network: port-forward to the node's own, host ports of CNI's. And what is
-//! said where there can be no network.
+//! Ways into pods that are not on the built-in network: port-forward to the node's own, host ports of CNI's. And what
+//! is said where there can be no network.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, TcpStream, UdpSocket};

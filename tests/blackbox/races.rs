@@ -51,8 +51,8 @@ impl Call {
         }
     }
 
-    /// Stops and removals succeed whatever else happens; others may come too late. A pod that ends takes the connection of
-    /// whoever is in it.
+    /// Stops and removals succeed whatever else happens; others may come too late. A pod that ends takes the connection
+    /// of whoever is in it.
     fn may_answer(self, code: Code, other: Self) -> bool {
         match self {
             Self::Stop | Self::Remove | Self::StopPod | Self::RemovePod => code == Code::Ok,

@@ -1,5 +1,5 @@
-//! Something runs out: space or inodes where bundles and records are, space for logs, descriptors of the daemon. The call that
-//! fails says so, everything else goes on, and it works again when there is some.
+//! Something runs out: space or inodes where bundles and records are, space for logs, descriptors of the daemon. The
+//! call that fails says so, everything else goes on, and it works again when there is some.
 //!
 //! Small file systems are mounted in a mount namespace of the test's own; the daemon is uid 0 of that user namespace.
 

@@ -1,5 +1,5 @@
-//! The daemon's end: calls under way are answered, silent clients are not waited for, pods run on; and the pods' end when it is
-//! asked for.
+//! The daemon's end: calls under way are answered, silent clients are not waited for, pods run on; and the pods' end
+//! when it is asked for.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

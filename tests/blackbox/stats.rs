@@ -1,5 +1,5 @@
-//! Statistics are true: what a container burns, holds and writes is what is told, by the calls and by Kubernetes' command
-//! line. Limits can be changed while it runs.
+//! Statistics are true: what a container burns, holds and writes is what is told, by the calls and by Kubernetes'
+//! command line. Limits can be changed while it runs.
 
 use cricket::proto::cri;
 use serde_json::Value;

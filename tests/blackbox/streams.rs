@@ -1,5 +1,6 @@
-//! Large amounts through sessions, by Kubernetes' own client over SPDY: what arrives is what was sent, and nobody on the
-//! way holds more of it than a few pieces. `CRICKET_STREAM_MB` says how much (100 unless set; a gigabyte takes a minute).
+//! Large amounts through sessions, by Kubernetes' own client over SPDY: what arrives is what was sent, and nobody on
+//! the way holds more of it than a few pieces. `CRICKET_STREAM_MB` says how much (100 unless set; a gigabyte takes a
+//! minute).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,5 @@
-//! A daemon of another release takes over what one left: the pods, their supervisors and ports, the images, the node. And
-//! back again. `scripts/upgrade` builds the other release and runs this; elsewhere it is skipped.
+//! A daemon of another release takes over what one left: the pods, their supervisors and ports, the images, the node.
+//! And back again. `scripts/upgrade` builds the other release and runs this; elsewhere it is skipped.
 
 use std::path::PathBuf;
 

@@ -24,8 +24,8 @@ use cricket::store::{ContainerId, PodId};
 const DEADLINE: Duration = Duration::from_secs(20);
 /// A static busybox.
 const BUSYBOX: &str = "/bin/busybox";
-/// The program under test, in memory and sealed, as the daemon hands it to a template. CRICKET_TEST_PROGRAM names another
-/// than the one that was built with the tests: measurements want a release build.
+/// The program under test, in memory and sealed, as the daemon hands it to a template. CRICKET_TEST_PROGRAM names
+/// another than the one that was built with the tests: measurements want a release build.
 static PROGRAM: LazyLock<OwnedFd> = LazyLock::new(|| {
     use rustix::fs::{MemfdFlags, SealFlags};
     let path = std::env::var_os("CRICKET_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_cricket").into());
@@ -129,8 +129,8 @@ impl Container {
     }
 }
 
-/// Puts this thread, and what it starts, into mounts where cgroup v2 is where it should be, with a pod's cgroup. `None` where
-/// there is none that may be written to.
+/// Puts this thread, and what it starts, into mounts where cgroup v2 is where it should be, with a pod's cgroup. `None`
+/// where there is none that may be written to.
 pub fn make_pod_cgroup() -> Option<PathBuf> {
     if !is_possible() {
         return None;

@@ -1,5 +1,6 @@
-//! `cricket debug dump`: one archive for a bug report. What it holds of people's own (environments, arguments, annotations,
-//! whatever is called a secret) is taken out by `redact`; nothing of an image or of a container's files is in it.
+//! `cricket debug dump`: one archive for a bug report. What it holds of people's own (environments, arguments,
+//! annotations, whatever is called a secret) is taken out by `redact`; nothing of an image or of a container's files is
+//! in it.
 //!
 //! ```text
 //! version.txt  check.json  config.toml  node.json  status.json  containers.json  files.txt  mounts.txt  journal.txt

@@ -1,5 +1,5 @@
-//! What this machine and this pod make of a container's specification: limits that nothing here enforces are taken out and
-//! named, and the PID namespace is the one that the request means.
+//! What this machine and this pod make of a container's specification: limits that nothing here enforces are taken out
+//! and named, and the PID namespace is the one that the request means.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! The cgroup v2 files that a supervisor reads and writes. Where the machine has no cgroup v2 for us every path is empty and
-//! none of this is called, except [`stand_in`], without which libcontainer does not run.
+//! The cgroup v2 files that a supervisor reads and writes. Where the machine has no cgroup v2 for us every path is
+//! empty and none of this is called, except [`stand_in`], without which libcontainer does not run.
 
 use std::fs;
 use std::io;
@@ -118,9 +118,9 @@ pub fn holds(directory: &Path, pid: i32) -> bool {
     text.lines().find_map(|line| line.strip_prefix("0::/")).is_some_and(|found| Path::new(found) == path)
 }
 
-/// For a machine without a cgroup v2 of ours, in this process's own mount namespace: libcontainer only knows cgroup v2 at
-/// its usual place and moves each container's process into a cgroup. So there is one, of a cgroup namespace of our own,
-/// and moving and killing (which it does after a failed create) write to /dev/null.
+/// For a machine without a cgroup v2 of ours, in this process's own mount namespace: libcontainer only knows cgroup v2
+/// at its usual place and moves each container's process into a cgroup. So there is one, of a cgroup namespace of our
+/// own, and moving and killing (which it does after a failed create) write to /dev/null.
 pub fn stand_in() -> Result<()> {
     crate::sys::namespaces::unshare(UnshareFlags::NEWCGROUP).map_err(Fault::io("cannot make a cgroup namespace"))?;
     let there = rustix::fs::statfs(MOUNT_POINT)

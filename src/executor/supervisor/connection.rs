@@ -1,4 +1,5 @@
-//! Daemons that are connected: there may be several (one being replaced by the next), each asks and each hears every event.
+//! Daemons that are connected: there may be several (one being replaced by the next), each asks and each hears every
+//! event.
 
 use std::os::fd::{AsFd, OwnedFd};
 

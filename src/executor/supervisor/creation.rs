@@ -1,5 +1,5 @@
-//! The creation of a container, the supervisor's side: streams, the forked creator (`creator.rs`), its deadline, and what
-//! is done or undone when it has ended.
+//! The creation of a container, the supervisor's side: streams, the forked creator (`creator.rs`), its deadline, and
+//! what is done or undone when it has ended.
 
 use std::fs;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! The creator: a child of the supervisor that makes one container and ends. It attaches the root and checks it, calls the
-//! runtime, verifies what came of it, and reports once.
+//! The creator: a child of the supervisor that makes one container and ends. It attaches the root and checks it, calls
+//! the runtime, verifies what came of it, and reports once.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -124,7 +124,8 @@ fn attach_root(job: &Job<'_>) -> Result<()> {
     preflight::check(&job.rootfs)
 }
 
-/// What the runtime does not do: mounts in /dev, and mount points whose propagation it ignores. Last of all that the creator does: it stays in the container's mounts.
+/// What the runtime does not do: mounts in /dev, and mount points whose propagation it ignores. Last of all that the
+/// creator does: it stays in the container's mounts.
 fn settle_mounts(pid: i32, in_dev: &DevMounts, propagations: &[wire::Propagation]) -> Result<()> {
     if propagations.is_empty() && in_dev.is_empty() {
         return Ok(());

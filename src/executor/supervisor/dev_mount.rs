@@ -1,7 +1,7 @@
 //! A container's /dev while the runtime works in it.
 //!
-//! The runtime makes devices and links in whatever is mounted at /dev last, and takes /dev/ptmx away there. That must be a
-//! file system of the container's own: were it a volume, or the node's /dev, its files would go. So
+//! The runtime makes devices and links in whatever is mounted at /dev last, and takes /dev/ptmx away there. That must
+//! be a file system of the container's own: were it a volume, or the node's /dev, its files would go. So
 //!
 //! * everything else is mounted before /dev, whose fresh tmpfs covers what a link may have led there;
 //! * what was asked for over /dev itself (drivers of storage and devices ask for the node's), or deeper below it than one

@@ -172,8 +172,8 @@ fn not_forked(id: &str, error: std::io::Error) -> Fault {
     }
 }
 
-/// Processes other than the leader. One that ends while it is looked at leaves its number to be used by somebody else only
-/// after the kernel has gone round all numbers.
+/// Processes other than the leader. One that ends while it is looked at leaves its number to be used by somebody else
+/// only after the kernel has gone round all numbers.
 fn session_members(leader: i32) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());

@@ -1,13 +1,13 @@
-//! Compiled seccomp filters, kept by what they were compiled from: one of a node's profiles is compiled once, every other
-//! container with the same profile, and every exec, only loads the program.
+//! Compiled seccomp filters, kept by what they were compiled from: one of a node's profiles is compiled once, every
+//! other container with the same profile, and every exec, only loads the program.
 //!
 //! ```text
 //! STATE/seccomp/KEY                              KEY and a program; KEY: hash of profile and compiler
 //! STATE/pods/ID/containers/CID/seccomp.filter    the container's own copy of the program, for execs
 //! ```
 //!
-//! A name appears only when its file is whole, and each file has a checksum. What cannot be read is compiled again; what
-//! cannot be compiled makes the creation fail. So the store may be emptied at any time.
+//! A name appears only when its file is whole, and each file has a checksum. What cannot be read is compiled again;
+//! what cannot be compiled makes the creation fail. So the store may be emptied at any time.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};

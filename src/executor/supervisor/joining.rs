@@ -1,10 +1,10 @@
-//! What a forked child does to become a process of a container: libcontainer's own way in forgets the seccomp filter, the
-//! user namespace, limits and AppArmor.
+//! What a forked child does to become a process of a container: libcontainer's own way in forgets the seccomp filter,
+//! the user namespace, limits and AppArmor.
 //!
-//! The order matters. In a helper that the container cannot see ([`prepare`]): descriptors are closed, settings are read, the
-//! score is set, mounts are joined, and capabilities that are neither the process's nor needed go; from there on every path is the container's. Then,
-//! in its PID namespace ([`enter`]), ids and capabilities go before the last filter, and nothing happens between that and
-//! execve but a look at the parent.
+//! The order matters. In a helper that the container cannot see ([`prepare`]): descriptors are closed, settings are
+//! read, the score is set, mounts are joined, and capabilities that are neither the process's nor needed go; from there
+//! on every path is the container's. Then, in its PID namespace ([`enter`]), ids and capabilities go before the last
+//! filter, and nothing happens between that and execve but a look at the parent.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -69,8 +69,8 @@ pub struct Prepared {
     filter: Option<Filter>,
 }
 
-/// What a child tells its supervisor before it is somebody else's program. On the wire each is a reply: an exec reply with
-/// the terminal's master, or an error.
+/// What a child tells its supervisor before it is somebody else's program. On the wire each is a reply: an exec reply
+/// with the terminal's master, or an error.
 #[derive(Debug)]
 pub enum Report {
     /// The descriptor beside it is the terminal's master.
@@ -102,8 +102,9 @@ impl Report {
     }
 }
 
-/// In the helper, which is in none of the container's namespaces when it begins, and never in its PID namespace: a process
-/// of the container with CAP_SYS_PTRACE would read the node's files through the root directory or a descriptor of the child.
+/// In the helper, which is in none of the container's namespaces when it begins, and never in its PID namespace: a
+/// process of the container with CAP_SYS_PTRACE would read the node's files through the root directory or a descriptor
+/// of the child.
 pub fn prepare(entry: &Entry<'_>, helper: RawFd) -> Result<Prepared> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(Fault::io("cannot become non-dumpable"))?;
@@ -194,8 +195,8 @@ fn set_streams(entry: &Entry<'_>, owner: (Uid, Gid)) -> Result<()> {
     }
 }
 
-/// A terminal of the container's own devpts; the master goes to the supervisor. The file is checked to be what it should
-/// be: the container can put anything there.
+/// A terminal of the container's own devpts; the master goes to the supervisor. The file is checked to be what it
+/// should be: the container can put anything there.
 fn make_terminal(entry: &Entry<'_>, (uid, _): (Uid, Gid)) -> Result<OwnedFd> {
     let failed = "cannot make a terminal in the container";
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -15,8 +15,8 @@
 //!   [`Scribe::listen`], and `on_answer` of every log.
 //!
 //! When the container has ended: remove both sources from epoll, call `finish`, and report the exit then; the log is
-//! complete unless `wake_at` still names a time (disk full, or silent): then go on calling `on_wake`, also if that takes long.
-//! SIGPIPE has to be ignored (an attached client may be gone), and SIGXFSZ.
+//! complete unless `wake_at` still names a time (disk full, or silent): then go on calling `on_wake`, also if that
+//! takes long. SIGPIPE has to be ignored (an attached client may be gone), and SIGXFSZ.
 //!
 //! A busy stream is not read at every write of the container: it is left to fill its pipe for a millisecond, so that a
 //! program that writes line by line costs few system calls. The first line after a pause is always read at once.

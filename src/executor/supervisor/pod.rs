@@ -1,5 +1,5 @@
-//! The pod's state and the loop that drives it. Everything happens between two waits, one thing after the other; nothing
-//! in here waits for a container, a client or a daemon.
+//! The pod's state and the loop that drives it. Everything happens between two waits, one thing after the other;
+//! nothing in here waits for a container, a client or a daemon.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;

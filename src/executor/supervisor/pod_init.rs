@@ -1,8 +1,8 @@
-//! PID 1 of a pod whose containers share a PID namespace: collects orphans, and takes everything in the namespace along when it
-//! dies. It never executes a program.
+//! PID 1 of a pod whose containers share a PID namespace: collects orphans, and takes everything in the namespace along
+//! when it dies. It never executes a program.
 //!
-//! The containers see it, and one with CAP_SYS_PTRACE may look into it or make it do things. So it has nothing: an empty
-//! read-only root, no descriptor but /dev/null, no capability.
+//! The containers see it, and one with CAP_SYS_PTRACE may look into it or make it do things. So it has nothing: an
+//! empty read-only root, no descriptor but /dev/null, no capability.
 
 use std::os::fd::OwnedFd;
 

@@ -1,8 +1,8 @@
 //! What the root file system of an image must not be, looked at before the runtime mounts anything into it.
 //!
-//! The runtime mounts over /proc, /sys and /dev of the root by path. Were one of them a symbolic link, the mount, and the
-//! device nodes that follow, would land outside. Nothing else runs in the root yet, so what is
-//! seen here is what the runtime will find.
+//! The runtime mounts over /proc, /sys and /dev of the root by path. Were one of them a symbolic link, the mount, and
+//! the device nodes that follow, would land outside. Nothing else runs in the root yet, so what is seen here is what
+//! the runtime will find.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -39,8 +39,8 @@ pub fn check(root: impl AsFd) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a mount of a file on a directory, or of a directory on anything else: the kernel's word for it names neither.
-/// What lies below another mount is not the image's, and not looked at.
+/// Refuses a mount of a file on a directory, or of a directory on anything else: the kernel's word for it names
+/// neither. What lies below another mount is not the image's, and not looked at.
 pub fn check_sources<'a>(root: &Path, mounts: impl Iterator<Item = &'a oci::Mount>, moved: &[Moved]) -> Result<()> {
     let root = File::open(root).map_err(Fault::io("cannot open the container's root"))?;
     let mut earlier: Vec<&Path> = Vec::new();
@@ -92,8 +92,8 @@ fn is_directory(root: &File, path: &Path) -> Option<bool> {
     Some(FileType::from_raw_mode(rustix::fs::fstat(find(root, path)?).ok()?.st_mode).is_dir())
 }
 
-/// Refuses a container, made but not started, whose mounts ended up below /proc though none was to be there: a link of the
-/// image led them. What is written to /proc/self would go to the image's files.
+/// Refuses a container, made but not started, whose mounts ended up below /proc though none was to be there: a link of
+/// the image led them. What is written to /proc/self would go to the image's files.
 pub fn check_mounts(pid: i32, wanted: &[PathBuf]) -> Result<()> {
     let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))
         .map_err(Fault::io("cannot look at the container's mounts"))?;

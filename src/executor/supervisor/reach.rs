@@ -1,8 +1,8 @@
-//! The way to the bundle for the runtime's first process once it is in the pod's own user namespace, where it is nobody to
-//! the node's files. What its binds are of is taken before (`sources`).
+//! The way to the bundle for the runtime's first process once it is in the pod's own user namespace, where it is nobody
+//! to the node's files. What its binds are of is taken before (`sources`).
 //!
-//! In the creator, in its own mounts: where a directory above the bundle is closed to others, a tmpfs covers it that holds
-//! nothing but the way to the bundle.
+//! In the creator, in its own mounts: where a directory above the bundle is closed to others, a tmpfs covers it that
+//! holds nothing but the way to the bundle.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;

@@ -2,8 +2,8 @@
 //!
 //! It is called in a creator only: a forked process of one thread that does nothing afterwards. What it does to its
 //! caller (its directory, its dumpability, its children) ends with that process. The first process of the container is
-//! made as the creator's *sibling*, thus the supervisor's own child from its first moment: its parent-death signal can be
-//! set before it is started, and the creator's end does not fire it.
+//! made as the creator's *sibling*, thus the supervisor's own child from its first moment: its parent-death signal can
+//! be set before it is started, and the creator's end does not fire it.
 
 use std::collections::HashMap;
 use std::error::Error;

@@ -1,6 +1,6 @@
-//! What the runtime notes before it gives up. Its errors name a stage ("failed to prepare rootfs"); which file and which
-//! call it was stands in its events only, most of them of processes that it forks: so they are taken in a memory file
-//! that those processes share.
+//! What the runtime notes before it gives up. Its errors name a stage ("failed to prepare rootfs"); which file and
+//! which call it was stands in its events only, most of them of processes that it forks: so they are taken in a memory
+//! file that those processes share.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;

@@ -1,7 +1,8 @@
-//! The birth of a supervisor: from a fork of the template to the pod's own namespaces, then the loop until the pod's end.
+//! The birth of a supervisor: from a fork of the template to the pod's own namespaces, then the loop until the pod's
+//! end.
 //!
-//! What it leaves in STATE_DIR, beside what requests name: `shm/` (mount point, in this process's mount namespace only),
-//! `supervisor.json` and `containers/ID/process.json` (who is to be killed if this process is; see
+//! What it leaves in STATE_DIR, beside what requests name: `shm/` (mount point, in this process's mount namespace
+//! only), `supervisor.json` and `containers/ID/process.json` (who is to be killed if this process is; see
 //! `crate::executor::leftovers`), `supervisor.log` (what a panic would say).
 
 use std::fs;

@@ -124,8 +124,8 @@ fn add_rule(
     }
 }
 
-/// A mask is in `valueTwo` and not, as the OCI specification has it, in `value`: libcontainer reads it so, and the author of
-/// our specifications writes it so.
+/// A mask is in `valueTwo` and not, as the OCI specification has it, in `value`: libcontainer reads it so, and the
+/// author of our specifications writes it so.
 fn comparison(condition: &oci::LinuxSeccompArg) -> ScmpCompareOp {
     use oci::LinuxSeccompOperator as Operator;
     match condition.op() {

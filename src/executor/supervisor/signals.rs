@@ -22,8 +22,8 @@ pub fn watch_children() -> Result<SignalFd> {
         .map_err(Fault::io("cannot watch for SIGCHLD"))
 }
 
-/// In a child, before it becomes somebody else's program: nothing blocked, nothing ignored. A Rust process ignores SIGPIPE,
-/// the template more, and whoever started the daemon (a shell's `&`, a session's keeper) any others.
+/// In a child, before it becomes somebody else's program: nothing blocked, nothing ignored. A Rust process ignores
+/// SIGPIPE, the template more, and whoever started the daemon (a shell's `&`, a session's keeper) any others.
 pub fn reset() -> Result<()> {
     crate::sys::signals::default_all().map_err(Fault::io("cannot reset signals"))?;
     unblock()
@@ -58,8 +58,8 @@ fn ending(pid: i32, status: WaitStatus) -> Ending {
     }
 }
 
-/// Sleeps until a child has ended. A child that ends between the caller's last look and this call is not missed: SIGCHLD
-/// stays blocked, and thus pending, except while it is waited for.
+/// Sleeps until a child has ended. A child that ends between the caller's last look and this call is not missed:
+/// SIGCHLD stays blocked, and thus pending, except while it is waited for.
 pub fn wait_for_child() {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);

@@ -1,13 +1,13 @@
 //! What the container's binds are of: each source is opened once, and what was opened is what is mounted.
 //!
-//! The daemon has followed the links of a source, looked where they lead and written that path into the specification. Who
-//! may write to a directory on it can put a link in its place since then. So the creator opens it without following any,
-//! takes a detached copy of what it holds, and attaches that among the bundle's volumes, from where the runtime binds it:
-//! it looks at no path of the node any more. One is held at a time, however many there are. They are attached in mounts
-//! of the creator's own, which end with it.
+//! The daemon has followed the links of a source, looked where they lead and written that path into the specification.
+//! Who may write to a directory on it can put a link in its place since then. So the creator opens it without following
+//! any, takes a detached copy of what it holds, and attaches that among the bundle's volumes, from where the runtime
+//! binds it: it looks at no path of the node any more. One is held at a time, however many there are. They are attached
+//! in mounts of the creator's own, which end with it.
 //!
-//! In a pod with a user namespace of its own the runtime would be nobody to the node's files, and what it binds is shown with
-//! the pod's owners where the request maps ids.
+//! In a pod with a user namespace of its own the runtime would be nobody to the node's files, and what it binds is
+//! shown with the pod's owners where the request maps ids.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -41,8 +41,8 @@ pub struct Moved {
     pub source: PathBuf,
 }
 
-/// Takes the sources of the container's binds and attaches them as volumes, from number `first` on. What lies in the `pod`'s
-/// own directory nobody else writes to: it stays where it is, unless the pod's users could not reach it there.
+/// Takes the sources of the container's binds and attaches them as volumes, from number `first` on. What lies in the
+/// `pod`'s own directory nobody else writes to: it stays where it is, unless the pod's users could not reach it there.
 pub fn take(bundle: &Path, pod: &Path, namespace: Option<&UserNamespace>, first: usize) -> Result<Vec<Moved>> {
     let path = bundle.join(SPEC_FILE);
     let spec = oci::Spec::load(&path).map_err(Fault::because(format!("cannot read {}", path.display())))?;

@@ -1,7 +1,7 @@
 //! A user namespace of the pod's own (`hostUsers: false`), and the network, IPC and UTS namespaces that belong to it.
 //!
-//! The supervisor stays in the node's user namespace, where its files, cgroups and the daemon's mounts are its own, and lives
-//! in the other namespaces of the pod. They are made by a child of a moment:
+//! The supervisor stays in the node's user namespace, where its files, cgroups and the daemon's mounts are its own, and
+//! lives in the other namespaces of the pod. They are made by a child of a moment:
 //!
 //! ```text
 //! supervisor ── fork ──> child: unshare(user) ── "made" ──> supervisor writes its ids
@@ -40,7 +40,8 @@ pub struct UserNamespace {
 }
 
 impl UserNamespace {
-    /// Makes what `spec` asks for, and moves this process into all of it but the user namespace. `None`: it asks for none.
+    /// Makes what `spec` asks for, and moves this process into all of it but the user namespace. `None`: it asks for
+    /// none.
     pub fn of(spec: &SandboxSpec) -> Result<Option<Self>> {
         if spec.uid_maps.is_empty() && spec.gid_maps.is_empty() {
             return Ok(None);

@@ -1,6 +1,6 @@
-//! Detached mounts that the container binds (an image's, a copy that shares mounts with the node, a source that was taken):
-//! attached below the bundle in the creator's own mount namespace, and so only for as long as the runtime needs them. What
-//! ends with a namespace is not unmounted anywhere else, whatever it shares.
+//! Detached mounts that the container binds (an image's, a copy that shares mounts with the node, a source that was
+//! taken): attached below the bundle in the creator's own mount namespace, and so only for as long as the runtime needs
+//! them. What ends with a namespace is not unmounted anywhere else, whatever it shares.
 
 use std::fs;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,9 @@
-//! `image save` (save.rs) and `image load`: OCI layouts and docker archives, plain or compressed, from a stream that is read once.
+//! `image save` (save.rs) and `image load`: OCI layouts and docker archives, plain or compressed, from a stream that is
+//! read once.
 //!
-//! Manifests may stand behind the layers they name, so an archive's files are first put into `spool/`, bounded; then every
-//! image is unpacked from there with all its hashes checked, and only when all of them are whole do they get their names.
+//! Manifests may stand behind the layers they name, so an archive's files are first put into `spool/`, bounded; then
+//! every image is unpacked from there with all its hashes checked, and only when all of them are whole do they get
+//! their names.
 
 mod docker;
 mod oci;

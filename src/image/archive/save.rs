@@ -2,7 +2,8 @@
 //!
 //! Layers are plain and have their own diff ids, byte for byte (`unpack::recipe`), and configs are as they came, so an
 //! image keeps its id. Manifests are made here, unless everything that an image came with was kept (`store::original`):
-//! then an OCI layout has that manifest and its compressed blobs, which a registry may have already. Nothing is written anywhere else on the way.
+//! then an OCI layout has that manifest and its compressed blobs, which a registry may have already. Nothing is written
+//! anywhere else on the way.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};

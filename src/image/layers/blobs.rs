@@ -1,9 +1,10 @@
 //! Compressed blobs, where the configuration has them kept: `layers/ALGORITHM-HEX/blob-ALGORITHM-HEX`, each as it came.
 //!
-//! A blob is written while its layer is unpacked, and becomes durable and named with it. One that comes for a layer that is
-//! here already is written and synced under a temporary name and then renamed into the layer's directory. So what bears a
-//! blob's name is whole. A layer has as many as there are compressions of it that images came with, and they go when no
-//! image names them; a blob that is the plain tar itself is not kept where the layer has a recipe for it.
+//! A blob is written while its layer is unpacked, and becomes durable and named with it. One that comes for a layer
+//! that is here already is written and synced under a temporary name and then renamed into the layer's directory. So
+//! what bears a blob's name is whole. A layer has as many as there are compressions of it that images came with, and
+//! they go when no image names them; a blob that is the plain tar itself is not kept where the layer has a recipe for
+//! it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! One host: sends it requests, with what it wants to know of us, and follows where it points.
 //!
 //! Redirects are followed here and not by the HTTP library, because what goes along depends on where they lead: the
-//! `Authorization` header and the configured ones go to the host's own origin and nowhere else, and an https host cannot
-//! send us to plain HTTP.
+//! `Authorization` header and the configured ones go to the host's own origin and nowhere else, and an https host
+//! cannot send us to plain HTTP.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -186,8 +186,8 @@ impl Endpoint {
         self.options.dial_timeout.unwrap_or(self.patience.connect)
     }
 
-    /// The node's network, if a URL is dialled there. Of a registry at a loopback address everything at such addresses is,
-    /// when the registry is: its token server, and what it redirects to.
+    /// The node's network, if a URL is dialled there. Of a registry at a loopback address everything at such addresses
+    /// is, when the registry is: its token server, and what it redirects to.
     async fn node_of(&self, url: &Url) -> Option<Arc<NodeNetwork>> {
         let node = self.node.as_ref()?;
         let inside = match self.options.network {

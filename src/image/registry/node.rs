@@ -1,9 +1,10 @@
 //! The node's network, where it is not the one that pulls go by.
 //!
-//! The daemon of an ordinary user stays in the host's network; pods, and what runs under `cricket enter`, have the node's.
-//! A registry at a loopback address may be in either. A socket belongs to the namespace of the thread that makes it: so
-//! one thread, started by the first pull that needs it, joins the node's and drives what is dialled there. It reads the
-//! connections; what comes of them is unpacked elsewhere. It ends with the last pull that holds it and the daemon.
+//! The daemon of an ordinary user stays in the host's network; pods, and what runs under `cricket enter`, have the
+//! node's. A registry at a loopback address may be in either. A socket belongs to the namespace of the thread that
+//! makes it: so one thread, started by the first pull that needs it, joins the node's and drives what is dialled there.
+//! It reads the connections; what comes of them is unpacked elsewhere. It ends with the last pull that holds it and the
+//! daemon.
 
 use std::future::Future;
 use std::io;

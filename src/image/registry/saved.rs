@@ -6,8 +6,8 @@
 //!  "credHelpers": {"HOST": "NAME"}, "credsStore": "NAME"}
 //! ```
 //!
-//! HOST may be followed by a part of the repository's path (the longest match wins) and preceded by a scheme. A helper is
-//! the program `docker-credential-NAME`: `get`, the host on its input, a JSON on its output.
+//! HOST may be followed by a part of the repository's path (the longest match wins) and preceded by a scheme. A helper
+//! is the program `docker-credential-NAME`: `get`, the host on its input, a JSON on its output.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

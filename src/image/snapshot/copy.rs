@@ -30,7 +30,8 @@ const DEPTH_LIMIT: usize = 2048;
 /// Names of attributes of one file, and one value: the kernel's own limits.
 const ATTRIBUTE_LIMIT_BYTES: usize = 64 << 10;
 
-/// Files with several names, not all of which were met, that are remembered; a name of one more becomes a file of its own.
+/// Files with several names, not all of which were met, that are remembered; a name of one more becomes a file of its
+/// own.
 const LINKED_LIMIT: usize = 100_000;
 
 /// Copies `trees`, lowest first, into the directory `to`; with `ids`, owners become that namespace's.

@@ -1,9 +1,10 @@
 //! Snapshots: the writable part of each container over its image's layers.
 //!
 //! A snapshot is `snapshots/KEY/` with `upper/` and `work/` of an overlay mount, and `snapshot.json`, written last and
-//! synced before a snapshot is answered. Where the file system refuses overlays, fuse-overlayfs stacks the same directories
-//! (`sys::fuse`); where that is not there either, `rootfs/` is a plain copy of the
-//! layers; so it is where a container has a user namespace of its own and layers cannot be shown as that namespace's. The mount itself is a descriptor and is made anew each time a snapshot is asked for; nothing is attached.
+//! synced before a snapshot is answered. Where the file system refuses overlays, fuse-overlayfs stacks the same
+//! directories (`sys::fuse`); where that is not there either, `rootfs/` is a plain copy of the layers; so it is where a
+//! container has a user namespace of its own and layers cannot be shown as that namespace's. The mount itself is a
+//! descriptor and is made anew each time a snapshot is asked for; nothing is attached.
 
 pub mod copy;
 mod points;
@@ -45,8 +46,8 @@ const TEMPORARY_PREFIX: &str = ".temporary-";
 const KEY_LIMIT_CHARS: usize = 128;
 /// How long a measured usage is repeated.
 const USAGE_LIFETIME: Duration = Duration::from_secs(15);
-/// A measurement in the background that took longer than this is followed by a rest of so many times as long: large trees
-/// cost a tenth of a processor at most.
+/// A measurement in the background that took longer than this is followed by a rest of so many times as long: large
+/// trees cost a tenth of a processor at most.
 const MEASURE_NOTICEABLE: Duration = Duration::from_millis(2);
 const MEASURE_REST: u32 = 9;
 const MEASURE_REST_LONGEST: Duration = Duration::from_secs(60);
@@ -92,8 +93,8 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Reads the records below `root`, removes what a crash left half made, and tries an overlay mount there; where layers
-    /// cannot be stacked so, the program `fuse` is tried too, if one is named.
+    /// Reads the records below `root`, removes what a crash left half made, and tries an overlay mount there; where
+    /// layers cannot be stacked so, the program `fuse` is tried too, if one is named.
     pub fn open(root: &Path, store: Store, in_user_namespace: bool, fuse: Option<&Path>) -> Result<Self, ImageError> {
         let directory = root.join("snapshots");
         let empty = [root.join("empty/0"), root.join("empty/1")];
@@ -272,7 +273,8 @@ impl Snapshots {
         mounted.map_err(io_error("mount an overlay for", path))
     }
 
-    /// Trees of the layers, lowest first; of a layer that occurs twice the upper one, which has all of the lower's files.
+    /// Trees of the layers, lowest first; of a layer that occurs twice the upper one, which has all of the lower's
+    /// files.
     fn trees(&self, layers: &[Digest]) -> Vec<PathBuf> {
         let mut seen = HashSet::new();
         let mut trees: Vec<PathBuf> = layers

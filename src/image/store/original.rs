@@ -1,8 +1,9 @@
-//! The manifest that an image came with, where compressed blobs are kept: `images/ALGORITHM-HEX.manifest`, byte for byte.
+//! The manifest that an image came with, where compressed blobs are kept: `images/ALGORITHM-HEX.manifest`, byte for
+//! byte.
 //!
-//! It belongs to the image when its digest is the one in the image's record, which is written after it; a crash in between
-//! leaves an image without one. Its blobs are with the layers (`layers::blobs`), and an image whose manifest or blobs are
-//! not all here is saved as one that never had them.
+//! It belongs to the image when its digest is the one in the image's record, which is written after it; a crash in
+//! between leaves an image without one. Its blobs are with the layers (`layers::blobs`), and an image whose manifest or
+//! blobs are not all here is saved as one that never had them.
 
 use std::fs::File;
 use std::io::Read;

@@ -340,7 +340,8 @@ async fn where_the_kernel_stacks_no_layers_fuse_overlayfs_does_and_ends_with_the
     unmount(&scratch);
 }
 
-/// An ordinary user who may open /dev/fuse, which is root's on many machines: root gives nobody one, in mounts of its own.
+/// An ordinary user who may open /dev/fuse, which is root's on many machines: root gives nobody one, in mounts of its
+/// own.
 #[test]
 fn fuse_overlayfs_stacks_layers_for_an_ordinary_user_too() {
     const TEST: &str = "where_the_kernel_stacks_no_layers_fuse_overlayfs_does_and_ends_with_the_mount";

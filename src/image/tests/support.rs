@@ -29,8 +29,8 @@ pub fn in_node(test: &str) -> bool {
     false
 }
 
-/// Whether this process has a mount namespace of its own, as root of a node. Otherwise the test runs again in one, and the
-/// caller just returns.
+/// Whether this process has a mount namespace of its own, as root of a node. Otherwise the test runs again in one, and
+/// the caller just returns.
 pub fn in_mount_namespace(test: &str) -> bool {
     const INSIDE: &str = "CRICKET_TEST_IN_MOUNT_NAMESPACE";
     if std::env::var_os(INSIDE).is_some() {

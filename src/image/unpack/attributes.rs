@@ -43,7 +43,8 @@ impl Owner {
     }
 }
 
-/// Sets everything on an open file or directory. The owner comes first: changing it clears setuid bits and capabilities.
+/// Sets everything on an open file or directory. The owner comes first: changing it clears setuid bits and
+/// capabilities.
 pub fn apply(file: BorrowedFd<'_>, entry: &Entry) -> Result<(), UnpackError> {
     let owner = Owner::of(entry)?;
     fchown(file, Some(owner.uid), Some(owner.gid)).map_err(owner.refused(&entry.path))?;
@@ -86,7 +87,8 @@ fn times((seconds, nanos): (i64, u32)) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// Attributes that an image may set. Those of overlayfs would redirect it; the rest of `security.` is the host's policy.
+/// Attributes that an image may set. Those of overlayfs would redirect it; the rest of `security.` is the host's
+/// policy.
 fn is_taken(name: &[u8]) -> bool {
     let overlay = [&b"trusted.overlay."[..], b"user.overlay."].iter().any(|prefix| name.starts_with(prefix));
     let security = name.starts_with(b"security.") && name != b"security.capability";
@@ -103,8 +105,8 @@ fn tolerate(name: &[u8], result: rustix::io::Result<()>) -> rustix::io::Result<(
     }
 }
 
-/// Of a value that the kernel does not take for what its name says, the image is to blame. It is refused, as the other runtimes do:
-/// a program that silently lost its capabilities would be looked for much longer.
+/// Of a value that the kernel does not take for what its name says, the image is to blame. It is refused, as the other
+/// runtimes do: a program that silently lost its capabilities would be looked for much longer.
 fn not_set(name: &[u8], entry: &Entry) -> impl FnOnce(Errno) -> UnpackError {
     let (name, path) = (quoted(name), entry.path.clone());
     move |errno| match errno {

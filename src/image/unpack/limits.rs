@@ -4,7 +4,8 @@ use super::error::UnpackError;
 
 /// Plain bytes that any layer may have, however small it is compressed.
 const FREE_PLAIN_BYTES: u64 = 512 << 20;
-/// Above those, plain bytes for each compressed byte. Gzip reaches 1,032 with nothing but zeros; binaries and text stay below 20.
+/// Above those, plain bytes for each compressed byte. Gzip reaches 1,032 with nothing but zeros; binaries and text stay
+/// below 20.
 const RATIO: u64 = 100;
 /// Plain bytes of a layer.
 const PLAIN_LIMIT_BYTES: u64 = 64 << 30;

@@ -7,8 +7,8 @@
 //!   0                                                     the end
 //! ```
 //!
-//! A layer that replaces a file of its own has no recipe, because the tree does not hold the first one; nor has one whose
-//! recipe would pass [`RECIPE_LIMIT_BYTES`].
+//! A layer that replaces a file of its own has no recipe, because the tree does not hold the first one; nor has one
+//! whose recipe would pass [`RECIPE_LIMIT_BYTES`].
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};

@@ -40,8 +40,8 @@ pub enum OpaqueMark {
     Trusted,
     /// Devices 0:0 and `user.overlay.opaque`, for `userxattr` mounts in a user namespace.
     User,
-    /// Empty files with an archive's own names, where the file system takes no such devices or attributes (an overlay, NFS):
-    /// for copies only. No other file of a layer can have such a name.
+    /// Empty files with an archive's own names, where the file system takes no such devices or attributes (an overlay,
+    /// NFS): for copies only. No other file of a layer can have such a name.
     Names,
 }
 
@@ -207,7 +207,8 @@ impl LayerTree {
         openat(parent, name, flags, Mode::RUSR).map(drop)
     }
 
-    /// Takes the whiteout of `name` away where one is a file beside it: something of that name is made. Whether there was one.
+    /// Takes the whiteout of `name` away where one is a file beside it: something of that name is made. Whether there
+    /// was one.
     pub fn uncover(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool, UnpackError> {
         if self.mark != OpaqueMark::Names || self.names == 0 {
             return Ok(false);

@@ -1,9 +1,10 @@
 //! Memory for what zstd looks back at.
 //!
-//! A frame says how far back it refers (its window), and whoever decompresses it keeps that much. What images are made with
-//! is at most [`FREE_WINDOW_BYTES`]; a frame may ask for [`WINDOW_LIMIT_BYTES`], and a hostile image does so in every layer.
-//! So larger windows wait until all of them together fit into [`LARGE_WINDOWS_BYTES`]; who came first is served first. A
-//! layer holds at most one grant and asks for none while it has one, so nobody waits for somebody who waits.
+//! A frame says how far back it refers (its window), and whoever decompresses it keeps that much. What images are made
+//! with is at most [`FREE_WINDOW_BYTES`]; a frame may ask for [`WINDOW_LIMIT_BYTES`], and a hostile image does so in
+//! every layer. So larger windows wait until all of them together fit into [`LARGE_WINDOWS_BYTES`]; who came first is
+//! served first. A layer holds at most one grant and asks for none while it has one, so nobody waits for somebody who
+//! waits.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 /// A window that needs no grant: the largest that encoders choose unless they are told to spend memory.
 pub const FREE_WINDOW_BYTES: u64 = 8 << 20;
-/// Largest window, as a power of two: 32 MiB, the most that programs that build images ever ask for, so that a pull stays below
-/// 64 MB whatever the image. A frame that wants more is refused.
+/// Largest window, as a power of two: 32 MiB, the most that programs that build images ever ask for, so that a pull
+/// stays below 64 MB whatever the image. A frame that wants more is refused.
 pub const WINDOW_LOG_LIMIT: u32 = 25;
 /// See [`WINDOW_LOG_LIMIT`].
 pub const WINDOW_LIMIT_BYTES: u64 = 1 << WINDOW_LOG_LIMIT;

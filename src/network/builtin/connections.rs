@@ -1,6 +1,6 @@
 //! The kernel's table of connections, over nfnetlink (linux/netfilter/nfnetlink_conntrack.h): datagrams have no end, so
-//! an entry that leads to a pod that is gone, or that was made before a pod had the port, would lead a client astray for
-//! as long as it goes on sending.
+//! an entry that leads to a pod that is gone, or that was made before a pod had the port, would lead a client astray
+//! for as long as it goes on sending.
 
 use std::io;
 use std::net::IpAddr;
@@ -66,7 +66,8 @@ impl Flow {
     }
 }
 
-/// Forgets the flows of datagrams for which `is_stale` holds, in the calling thread's network namespace; answers how many.
+/// Forgets the flows of datagrams for which `is_stale` holds, in the calling thread's network namespace; answers how
+/// many.
 pub fn forget(is_stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;

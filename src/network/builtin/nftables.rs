@@ -354,8 +354,8 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The way to the kernel, kept open: when a socket is closed the kernel waits until what transactions removed is freed, tens
-/// of milliseconds after a pod's end. In the network namespace of the thread that used it first.
+/// The way to the kernel, kept open: when a socket is closed the kernel waits until what transactions removed is freed,
+/// tens of milliseconds after a pod's end. In the network namespace of the thread that used it first.
 #[derive(Debug, Default)]
 pub struct Way(RefCell<Option<Socket>>);
 

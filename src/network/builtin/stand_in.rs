@@ -1,5 +1,6 @@
-//! A network namespace in place of a pod's that is gone, or that lacks its interface. Plugins find out by the interface's
-//! addresses which of their rules are the pod's: without it Debian's bridge leaves a chain of masquerading rules behind.
+//! A network namespace in place of a pod's that is gone, or that lacks its interface. Plugins find out by the
+//! interface's addresses which of their rules are the pod's: without it Debian's bridge leaves a chain of masquerading
+//! rules behind.
 
 use std::fs::File;
 use std::io;

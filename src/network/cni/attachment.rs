@@ -5,8 +5,8 @@
 //! ROOT/cni/ID.json   {"version": 1, "pod": ID, "interface": "eth0", "list": {...}, "arguments": {...}, "result": {...}}
 //! ```
 //!
-//! Written before the first plugin runs (without a result), again with the result, removed when every DEL has succeeded:
-//! as long as it is there, something may be left of the pod.
+//! Written before the first plugin runs (without a result), again with the result, removed when every DEL has
+//! succeeded: as long as it is there, something may be left of the pod.
 
 use std::collections::HashSet;
 use std::fs;

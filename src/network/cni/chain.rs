@@ -23,7 +23,8 @@ use super::version::Version;
 #[derive(Debug)]
 pub enum PodNamespace<'a> {
     /// By the number of a process that lives in it, a path that every process of the node can open. The number is the
-    /// process's own for as long as a plugin runs: it is looked at before, and the plugin is killed when the process ends.
+    /// process's own for as long as a plugin runs: it is looked at before, and the plugin is killed when the process
+    /// ends.
     Of(ProcessId),
     /// By a descriptor, when nobody lives in it any more.
     Held(&'a OwnedFd),

@@ -1,9 +1,10 @@
 //! A network configuration: a chain of plugins, read from a file that an administrator or an installer wrote.
 //!
 //! As the peers have it: of the files `.conflist`, `.conf` and `.json` in the directory the first by name counts; a
-//! `.conflist` is a chain, the others are one plugin each. A list that does not say `loadOnlyInlinedPlugins` is followed by
-//! the plugins of `NAME/*.conf`. A first file that cannot be understood is an error, never a reason to take the second.
-//! The files are read anew whenever the configuration is asked for: a change is seen at once, and nothing has to watch.
+//! `.conflist` is a chain, the others are one plugin each. A list that does not say `loadOnlyInlinedPlugins` is
+//! followed by the plugins of `NAME/*.conf`. A first file that cannot be understood is an error, never a reason to take
+//! the second. The files are read anew whenever the configuration is asked for: a change is seen at once, and nothing
+//! has to watch.
 
 use std::fs;
 use std::io::Read;

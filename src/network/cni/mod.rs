@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The order of things: the attachment is on disk, then the plugins run, then the attachment holds their result. It is
-//! removed when every DEL has succeeded. So whatever happens in between, a later daemon knows that there may be something
-//! to delete, how it was made, and by which configuration. The pod's namespace is held open until then, so that DEL finds
-//! it after the pod has been killed too; nothing is mounted for that.
+//! removed when every DEL has succeeded. So whatever happens in between, a later daemon knows that there may be
+//! something to delete, how it was made, and by which configuration. The pod's namespace is held open until then, so
+//! that DEL finds it after the pod has been killed too; nothing is mounted for that.
 
 mod arguments;
 mod attachment;
@@ -188,8 +188,8 @@ impl Cni {
         lock(&self.shared.held).insert(pod.clone(), Arc::new(Held { namespace, holder }));
     }
 
-    /// Has the plugins disconnect a pod that has ended, as they connected it. Answers whether they had. After an error it
-    /// is to be tried again, by this daemon or a later one.
+    /// Has the plugins disconnect a pod that has ended, as they connected it. Answers whether they had. After an error
+    /// it is to be tried again, by this daemon or a later one.
     pub async fn tear_down(&self, pod: &PodId) -> Result<bool, CniError> {
         if !self.shared.attachments.path(pod).exists() {
             return Ok(false);
@@ -204,8 +204,8 @@ impl Cni {
         self.in_thread(true, move |shared| shared.check(&pod)).await
     }
 
-    /// After a start: disconnects what belongs to no pod of `known`, and has the plugins of the network that is configured
-    /// free what else nobody has. What fails is told in the log and tried again at the next start.
+    /// After a start: disconnects what belongs to no pod of `known`, and has the plugins of the network that is
+    /// configured free what else nobody has. What fails is told in the log and tried again at the next start.
     pub async fn collect_garbage(&self, known: &HashSet<PodId>) {
         for pod in self.shared.attachments.pods().into_iter().filter(|pod| !known.contains(pod)) {
             match self.tear_down(&pod).await {
@@ -331,8 +331,8 @@ impl Shared {
         self.chain()?.run(self.options.patience, |chain| chain.delete(attachment, &namespace))
     }
 
-    /// What made the pod's network is not known any more. The plugins that are configured now know it by the pod's id, most
-    /// likely; what they do not free now they are asked to at the next start. The pod's end does not depend on it.
+    /// What made the pod's network is not known any more. The plugins that are configured now know it by the pod's id,
+    /// most likely; what they do not free now they are asked to at the next start. The pod's end does not depend on it.
     fn disconnect_by_guess(&self, pod: &PodId, damage: &RecordError) -> Result<(), CniError> {
         let guess = list::find(&self.options.config_dir)
             .map(|list| list.map(|list| Attachment::new(pod.clone(), POD_INTERFACE, list, Arguments::unknown(pod))));

@@ -1,6 +1,6 @@
-//! Where plugins run: in the node's network namespace, and where the machine's `/var/lib/cni` is not theirs to write (an
-//! ordinary user's node) in a mount namespace that shows a directory of ours in its place. Nothing of that is seen in the
-//! node or on the machine.
+//! Where plugins run: in the node's network namespace, and where the machine's `/var/lib/cni` is not theirs to write
+//! (an ordinary user's node) in a mount namespace that shows a directory of ours in its place. Nothing of that is seen
+//! in the node or on the machine.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,5 +1,5 @@
-//! One run of one plugin. It is a stranger's program with the node's rights: what it prints is bounded, how long it takes
-//! is bounded, and its process group ends with it, so that nobody it left behind holds anything of ours.
+//! One run of one plugin. It is a stranger's program with the node's rights: what it prints is bounded, how long it
+//! takes is bounded, and its process group ends with it, so that nobody it left behind holds anything of ours.
 //!
 //! Runs in a thread that may block; the plugin is killed when that thread ends, with the daemon or without.
 

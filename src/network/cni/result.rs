@@ -1,8 +1,8 @@
 //! What an ADD answers: interfaces and addresses, in whichever version of the specification a plugin speaks.
 //!
-//! A document is kept as the plugin wrote it. Only where another version is asked for (a plugin of the chain that answers
-//! an older one than the list's) is it rewritten: 0.1 and 0.2 know one address a family, 0.3 and 0.4 say the family of
-//! each address, later ones do not.
+//! A document is kept as the plugin wrote it. Only where another version is asked for (a plugin of the chain that
+//! answers an older one than the list's) is it rewritten: 0.1 and 0.2 know one address a family, 0.3 and 0.4 say the
+//! family of each address, later ones do not.
 
 use std::net::IpAddr;
 
@@ -91,8 +91,8 @@ impl AddResult {
         }
     }
 
-    /// The end of the pod's link that is in the node, where the plugins tell: the last of the node's, for a bridge comes
-    /// before it.
+    /// The end of the pod's link that is in the node, where the plugins tell: the last of the node's, for a bridge
+    /// comes before it.
     pub fn node_interface(&self) -> Option<&str> {
         self.interfaces().iter().rfind(|interface| !is_inside(interface))?.get("name")?.as_str()
     }

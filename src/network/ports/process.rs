@@ -1,5 +1,6 @@
 //! The forwarder's process as the daemon sees it: started when a pod first has a host port, found again by the next
-//! daemon, ended by `cricket stop`. `STATE/forwarder.json` says which process it is, `STATE/forwarder.sock` is its door.
+//! daemon, ended by `cricket stop`. `STATE/forwarder.json` says which process it is, `STATE/forwarder.sock` is its
+//! door.
 
 use std::fs::File;
 use std::io;

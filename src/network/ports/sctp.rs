@@ -1,11 +1,12 @@
-//! SCTP: only the node's rules lead it to a pod. What they cannot lead is refused, since nobody would see that a port is
-//! not there.
+//! SCTP: only the node's rules lead it to a pod. What they cannot lead is refused, since nobody would see that a port
+//! is not there.
 
 use std::path::Path;
 
 use super::{PortMapping, PortsError};
 
-/// There with each of the kernel's network namespaces that tell SCTP's connections apart, once addresses are translated.
+/// There with each of the kernel's network namespaces that tell SCTP's connections apart, once addresses are
+/// translated.
 const TRACKED: &str = "/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established";
 /// There as soon as connections are tracked at all.
 const TRACKING: &str = "/proc/sys/net/netfilter";

@@ -1,5 +1,5 @@
-//! Statistics of a cgroup v2: its files, and how they are read. Files of a controller that is not there are missing, and
-//! what they would say stays unknown. Documentation/admin-guide/cgroup-v2.rst has the formats.
+//! Statistics of a cgroup v2: its files, and how they are read. Files of a controller that is not there are missing,
+//! and what they would say stays unknown. Documentation/admin-guide/cgroup-v2.rst has the formats.
 
 use std::fs;
 use std::io;

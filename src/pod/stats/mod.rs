@@ -6,8 +6,8 @@
 //!   network.rs    counters of the pod's interfaces    '
 //! ```
 //!
-//! The writable layer is measured by the image service in the background; a call repeats what was measured last, and waits
-//! only for containers that were never measured, and not for long.
+//! The writable layer is measured by the image service in the background; a call repeats what was measured last, and
+//! waits only for containers that were never measured, and not for long.
 
 mod cgroup;
 pub(crate) mod descriptors;
@@ -258,8 +258,8 @@ fn from_cgroups(view: &PodView, pod: &Path, scope: Scope, at: i64) -> PodReading
     PodReadings { pod: whole.map(|(reading, _)| reading), containers }
 }
 
-/// A cgroup's files, and of its processes what only these tell: how many they are, and without a controller for memory what
-/// they hold. None: it is gone.
+/// A cgroup's files, and of its processes what only these tell: how many they are, and without a controller for memory
+/// what they hold. None: it is gone.
 fn of_cgroup(directory: &Path, depth: Depth, at: i64, count: bool) -> Option<(Reading, Vec<i32>)> {
     let mut reading = cgroup::read(directory, depth, at).ok()?;
     let uncounted = reading.memory.usage.is_none();

@@ -1,5 +1,5 @@
-//! Interface counters of a pod: /proc/PID/net/dev of its supervisor, which lives in the pod's network namespace. So nobody
-//! has to enter it, and the supervisor is not asked.
+//! Interface counters of a pod: /proc/PID/net/dev of its supervisor, which lives in the pod's network namespace. So
+//! nobody has to enter it, and the supervisor is not asked.
 
 use std::fs::File;
 use std::io::Read;

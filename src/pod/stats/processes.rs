@@ -1,12 +1,12 @@
 //! The substitute where there is no cgroup of a container: the processes themselves, from /proc.
 //!
-//! A [`Snapshot`] is one pass over the machine's processes and serves whoever asks within [`LIFETIME`]. Below a supervisor
-//! every process is its pod's. Below a container's first process all are the container's; what else is in the pod (execs,
-//! processes whose parents have ended) is told apart by mount namespace.
+//! A [`Snapshot`] is one pass over the machine's processes and serves whoever asks within [`LIFETIME`]. Below a
+//! supervisor every process is its pod's. Below a container's first process all are the container's; what else is in
+//! the pod (execs, processes whose parents have ended) is told apart by mount namespace.
 //!
-//! What it is worth: time of processes that the supervisor has waited for (execs that have ended) is not in it. Resident
-//! memory is the sum of anonymous pages and the largest share of mapped files, so a page that several processes share after a fork counts
-//! for each. The page cache, swap and pressure are unknown.
+//! What it is worth: time of processes that the supervisor has waited for (execs that have ended) is not in it.
+//! Resident memory is the sum of anonymous pages and the largest share of mapped files, so a page that several
+//! processes share after a fork counts for each. The page cache, swap and pressure are unknown.
 
 use std::collections::HashMap;
 use std::fs;

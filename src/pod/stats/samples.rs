@@ -1,5 +1,5 @@
-//! The last time that each container's and pod's processor time was read: from it the rate, and the promise that a counter
-//! never goes back (a sum over processes would, when one ends whose parent does not wait for it).
+//! The last time that each container's and pod's processor time was read: from it the rate, and the promise that a
+//! counter never goes back (a sum over processes would, when one ends whose parent does not wait for it).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! Every point at which something may be cut short, in every call that changes something: what was answered is true, what
-//! was not is done or absent, the same call again ends well, and nothing is left at the end.
+//! Every point at which something may be cut short, in every call that changes something: what was answered is true,
+//! what was not is done or absent, the same call again ends well, and nothing is left at the end.
 //!
 //! In CI a few points of each kind; `scripts/crash` walks all of them, by every action (CRICKET_CRASH_WALK=all).
 

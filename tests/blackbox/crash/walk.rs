@@ -1,4 +1,5 @@
-//! One pod's life, from its image's arrival to its image's removal, with a point armed; and what must hold after each step.
+//! One pod's life, from its image's arrival to its image's removal, with a point armed; and what must hold after each
+//! step.
 
 use std::path::Path;
 use std::time::Duration;

@@ -137,8 +137,8 @@ impl Kubelet {
     }
 }
 
-/// A kubelet asks whose ids it may give to pods that have users of their own: those of the user `kubelet` (getsubids). Without
-/// him it takes any of the machine's, which an ordinary user's node has not got.
+/// A kubelet asks whose ids it may give to pods that have users of their own: those of the user `kubelet` (getsubids).
+/// Without him it takes any of the machine's, which an ordinary user's node has not got.
 fn give_ids(node: &NodePaths) {
     let dir = node.dir.display();
     let script = format!(

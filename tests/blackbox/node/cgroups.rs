@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const MOUNT: &str = "/sys/fs/cgroup";
 const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
-/// The cgroup that becomes the top of the node: that around the leaf `daemon`, which this process was started in; root's is
-/// the top of all.
+/// The cgroup that becomes the top of the node: that around the leaf `daemon`, which this process was started in;
+/// root's is the top of all.
 pub fn base() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = Path::new(MOUNT).join(text.lines().find_map(|line| line.strip_prefix("0::/"))?);

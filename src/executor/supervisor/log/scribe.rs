@@ -1,11 +1,12 @@
-//! A pod's scribe: the process that touches the disk of the pod's logs, so that a disk which does not answer holds up the
-//! logs and nothing else. The supervisor has one thread; a write that the kernel does not end would stop its loop.
+//! A pod's scribe: the process that touches the disk of the pod's logs, so that a disk which does not answer holds up
+//! the logs and nothing else. The supervisor has one thread; a write that the kernel does not end would stop its loop.
 //!
-//! It is forked from the supervisor with the pod's first line, or its second log (the first is opened when nothing runs yet
-//! that could be held up: most pods never pay for a process before they say something), and ends when the supervisor's end of their socket closes; what
-//! it is writing then, it ends first. One order at a time: lines lie in memory that both see, the order says how many, the
-//! answer how many are in the file. The supervisor waits [`PATIENCE`] for an answer and goes on to other things then; its loop
-//! watches [`Scribe::socket`]. Where no process can be made the supervisor writes itself.
+//! It is forked from the supervisor with the pod's first line, or its second log (the first is opened when nothing runs
+//! yet that could be held up: most pods never pay for a process before they say something), and ends when the
+//! supervisor's end of their socket closes; what it is writing then, it ends first. One order at a time: lines lie in
+//! memory that both see, the order says how many, the answer how many are in the file. The supervisor waits
+//! [`PATIENCE`] for an answer and goes on to other things then; its loop watches [`Scribe::socket`]. Where no process
+//! can be made the supervisor writes itself.
 
 mod process;
 
@@ -121,8 +122,8 @@ impl Scribe {
         Ok(handle)
     }
 
-    /// Opens the same path again. On error the open file stays, and none is made; where the disk does not answer it may come
-    /// to it later.
+    /// Opens the same path again. On error the open file stays, and none is made; where the disk does not answer it may
+    /// come to it later.
     pub fn reopen(&mut self, handle: &LogHandle) -> Result<(), LogError> {
         match self.own.get_mut(&handle.number) {
             Some(file) if !self.apart => file.reopen(),

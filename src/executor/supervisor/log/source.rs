@@ -17,8 +17,8 @@ pub const REST: Duration = Duration::from_millis(1);
 const BUSY: Duration = Duration::from_millis(4);
 /// Reads that bring this much are worth their system calls: no rest.
 const WORTH_READING: usize = READ_LENGTH / 4;
-/// A read that brings this much found a pipe that was full, or soon would have been. (Short writes leave room in each of
-/// its pages, so that it is never full to the byte.)
+/// A read that brings this much found a pipe that was full, or soon would have been. (Short writes leave room in each
+/// of its pages, so that it is never full to the byte.)
 const NEARLY_FULL: usize = READ_LENGTH / 4 * 3;
 /// What the pipe of a stream is enlarged to that fills it while it rests; within the rights of an unprivileged user,
 /// who has 64 MiB for all pipes: so never before it is needed.

@@ -1,5 +1,5 @@
-//! The scribe's own side: what it is told, what it does, what it answers. Both ends are one program, so neither side of the
-//! messages has a version.
+//! The scribe's own side: what it is told, what it does, what it answers. Both ends are one program, so neither side of
+//! the messages has a version.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -57,7 +57,8 @@ pub struct Answer {
     /// The kernel's number, where the fault is its.
     #[prost(int32, tag = "3")]
     pub errno: i32,
-    /// Which log it is about; never zero, for a message without a field has no bytes and would say that the other end closed.
+    /// Which log it is about; never zero, for a message without a field has no bytes and would say that the other end
+    /// closed.
     #[prost(uint64, tag = "4")]
     pub log: u64,
 }
