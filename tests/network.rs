@@ -1,5 +1,7 @@
 //! The built-in network in real network namespaces, as root of a user namespace of the test's own.
 
+mod inside;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
@@ -9,28 +11,7 @@ use cricket::network::outbound::{Driver, Outbound};
 use cricket::network::{Network, NetworkOptions, PodRequest, dismantle};
 use cricket::store::PodId;
 use cricket::sys::process::ProcessId;
-
-/// Set in the copy of the test that runs inside the namespaces.
-const INSIDE: &str = "CRICKET_TEST_INSIDE";
-
-/// True inside; outside it runs the test `name` again inside and answers false.
-fn inside(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let exe = std::env::current_exe().expect("the test's own path");
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
-        .arg(exe)
-        .args(["--exact", name, "--nocapture"])
-        // Its result is this test's, and is counted once.
-        .stdout(Stdio::null())
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare runs");
-    assert!(status.success(), "{name} inside the namespaces: {status}");
-    false
-}
+use inside::inside;
 
 /// A process that holds a network namespace.
 struct Pod {
@@ -108,11 +89,7 @@ fn links() -> String {
 
 #[test]
 fn two_pods_reach_each_other_and_the_node_over_both_families() {
-    if !inside("two_pods_reach_each_other_and_the_node_over_both_families") {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    inside("two_pods_reach_each_other_and_the_node_over_both_families", || async {
         let network = network();
         let (one, two) = (Pod::start(), Pod::start());
         let first = network.set_up(one.request()).await.expect("set up");
@@ -133,11 +110,7 @@ fn two_pods_reach_each_other_and_the_node_over_both_families() {
 
 #[test]
 fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
-    if !inside("a_restarted_network_finds_its_bridge_and_gives_no_address_twice") {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    inside("a_restarted_network_finds_its_bridge_and_gives_no_address_twice", || async {
         let (one, two) = (Pod::start(), Pod::start());
         let first = network().set_up(one.request()).await.expect("set up");
         let network = network();
@@ -152,12 +125,28 @@ fn a_restarted_network_finds_its_bridge_and_gives_no_address_twice() {
 }
 
 #[test]
+fn a_pods_interface_has_the_mtu_of_the_uplink() {
+    inside("a_pods_interface_has_the_mtu_of_the_uplink", || async {
+        let network = network();
+        let has = |pod: &Pod, mtu: u32| pod.run(&format!("ip -o link show eth0 | grep -q 'mtu {mtu} '"));
+        let early = Pod::start();
+        network.set_up(early.request()).await.expect("set up");
+        assert!(has(&early, 1500), "without an uplink it is the usual one");
+
+        let uplink = "ip link add up0 mtu 1380 type bridge && ip addr add 198.51.100.1/24 dev up0 && ip link set up0 up \
+            && ip route add default via 198.51.100.2";
+        assert!(Command::new("sh").args(["-c", uplink]).status().expect("sh runs").success());
+        let late = Pod::start();
+        let had = network.set_up(late.request()).await.expect("set up");
+        assert!(has(&late, 1380), "an uplink that has come since is looked at");
+        let node_side = format!("ip -o link show {} | grep -q 'mtu 1380 '", had.node_interface);
+        assert!(Command::new("sh").args(["-c", &node_side]).status().expect("sh runs").success());
+    });
+}
+
+#[test]
 fn a_pod_whose_set_up_fails_leaves_nothing() {
-    if !inside("a_pod_whose_set_up_fails_leaves_nothing") {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    inside("a_pod_whose_set_up_fails_leaves_nothing", || async {
         let network = network();
         assert_eq!(network.missing().await, None);
         let pod = Pod::start();
@@ -294,27 +283,17 @@ async fn a_way_out(driver: Driver) {
 
 #[test]
 fn pasta_is_a_way_out_that_outlives_the_daemon_and_is_started_again() {
-    if inside("pasta_is_a_way_out_that_outlives_the_daemon_and_is_started_again") {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(a_way_out(Driver::Pasta));
-    }
+    inside("pasta_is_a_way_out_that_outlives_the_daemon_and_is_started_again", || a_way_out(Driver::Pasta));
 }
 
 #[test]
 fn slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again() {
-    if inside("slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again") {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(a_way_out(Driver::Slirp4netns));
-    }
+    inside("slirp4netns_is_a_way_out_that_outlives_the_daemon_and_is_started_again", || a_way_out(Driver::Slirp4netns));
 }
 
 #[test]
 fn two_networks_in_one_namespace_leave_each_other_alone() {
-    if !inside("two_networks_in_one_namespace_leave_each_other_alone") {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    inside("two_networks_in_one_namespace_leave_each_other_alone", || async {
         let (one, other) = (network(), named("cricket-0a1b2c", &["10.88.16.0/20"]));
         let (first, second) = (Pod::start(), Pod::start());
         one.set_up(first.request()).await.expect("set up");
@@ -336,11 +315,7 @@ fn two_networks_in_one_namespace_leave_each_other_alone() {
 
 #[test]
 fn an_interface_whose_bridge_was_removed_is_at_the_next_one() {
-    if !inside("an_interface_whose_bridge_was_removed_is_at_the_next_one") {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    inside("an_interface_whose_bridge_was_removed_is_at_the_next_one", || async {
         let pod = Pod::start();
         let had = network().set_up(pod.request()).await.expect("set up");
         dismantle("cricket").expect("taken away");

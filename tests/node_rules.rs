@@ -1,6 +1,8 @@
 //! What the node's rules let pods do and what not, in real network namespaces, as root of a user namespace of the
 //! test's own: host ports on the node's addresses, hairpin, and no pod in another's name.
 
+mod inside;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -11,33 +13,12 @@ use cricket::network::ports::{HostPorts, PodPorts, PortMapping, PortsOptions, Pr
 use cricket::network::{Network, NetworkOptions, PodNetwork, PodRequest};
 use cricket::store::PodId;
 use cricket::sys::process::ProcessId;
+use inside::inside;
 
-/// Set in the copy of the test that runs inside the namespaces.
-const INSIDE: &str = "CRICKET_TEST_INSIDE";
 /// For what takes a fraction of a second on a machine that does other things too.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// As many as the issue asks for.
 const MANY: usize = 200;
-
-/// Runs `work` in namespaces of the test's own, by running the test `name` once more.
-fn inside<F: Future<Output = ()>>(name: &str, work: impl FnOnce() -> F) {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        assert!(run("ip link set lo up && sysctl -qw net.ipv4.ping_group_range='0 0'"));
-        return runtime.block_on(work());
-    }
-    let exe = std::env::current_exe().expect("the test's own path");
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
-        .arg(exe)
-        .args(["--exact", name, "--nocapture"])
-        // Its result is this test's, and is counted once.
-        .stdout(Stdio::null())
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare runs");
-    assert!(status.success(), "{name} inside the namespaces: {status}");
-}
 
 fn run(command: &str) -> bool {
     Command::new("sh").args(["-c", command]).status().expect("sh runs").success()
