@@ -25,12 +25,12 @@ pub(crate) fn of(config: &cri::PodSandboxConfig) -> Result<Vec<PortMapping>, Pod
         if let Some(other) = found.iter().find(|other| other.collides(&port)) {
             return Err(PodError::invalid(format!("host port {port} is asked for twice (see {other})")));
         }
+        if found.len() == PORTS_LIMIT {
+            return Err(PodError::invalid(format!("a pod has at most {PORTS_LIMIT} host ports")));
+        }
         found.push(port);
     }
-    match found.len() > PORTS_LIMIT {
-        true => Err(PodError::invalid(format!("a pod has at most {PORTS_LIMIT} host ports"))),
-        false => Ok(found),
-    }
+    Ok(found)
 }
 
 /// For people.
@@ -57,7 +57,7 @@ fn mapping(asked: &cri::PortMapping) -> Result<PortMapping, PodError> {
     let bad = || PodError::invalid(format!("host_ip {:?} is no address", quoted(&asked.host_ip)));
     let host = match asked.host_ip.as_str() {
         "" => None,
-        text => Some(text.parse::<IpAddr>().map_err(|_| bad())?),
+        text => Some(text.parse::<IpAddr>().map_err(|_| bad())?.to_canonical()),
     };
     Ok(PortMapping {
         protocol,
@@ -88,5 +88,10 @@ mod tests {
             assert!(read(vec![bad.clone()]).is_err(), "{bad:?}");
         }
         assert!(read(vec![asked("", 8080, 80), asked("127.0.0.1", 8080, 81)]).is_err());
+        let written_twice =
+            vec![asked("127.0.0.1", 1, 1), asked("::ffff:127.0.0.1", 1, 1), asked("::ffff:0.0.0.0", 2, 2)];
+        assert_eq!(read(written_twice).expect("ports"), ["127.0.0.1:1/tcp 1", "2/tcp 2"]);
+        let many = |count: i32| (1..=count).map(|port| asked("", port, 1)).collect();
+        assert!(read(many(1024)).is_ok() && read(many(1025)).is_err());
     }
 }

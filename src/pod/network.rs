@@ -138,7 +138,10 @@ impl PodNetworks {
     /// interface be taken for nobody's.
     pub(crate) async fn adopt(&self, pod: &PodRecord, supervisor: &Supervisor) -> Result<(), PodError> {
         let (Ok(network), Some(had)) = (&self.network, &pod.network) else { return Ok(()) };
-        let mappings = host_ports::of(&pod.config).unwrap_or_default();
+        let mappings = host_ports::of(&pod.config).unwrap_or_else(|error| {
+            tracing::error!(pod = %pod.id, %error, "a pod's host ports are not served");
+            Vec::new()
+        });
         if had.cni.is_none() {
             network.adopt(&pod.id, had, mappings.clone()).await?;
         } else {

@@ -139,7 +139,7 @@ impl Rules {
     pub fn write(&mut self) -> io::Result<()> {
         self.written = false;
         if let Err(error) = self.transaction().commit(&self.way) {
-            if !self.guards {
+            if !self.guards || !filters_no_frames(&error) {
                 return Err(error);
             }
             self.guards = false;
@@ -159,6 +159,11 @@ impl Rules {
         batch.add_elements(self.pods.values().flat_map(|elements| self.known(elements)));
         batch
     }
+}
+
+/// What a kernel without nf_tables_bridge answers. After any other error pods are not left unguarded.
+fn filters_no_frames(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT))
 }
 
 /// Takes both tables away.
@@ -379,10 +384,9 @@ fn guard(batch: &mut Batch<'_>) {
     add(vec![kind(ARP), unless(NETWORK_HEADER, 8, 6, MACS)]);
     add(vec![kind(ARP), unless(NETWORK_HEADER, 14, 4, ADDRESSES_4)]);
     add(vec![kind(ARP), vec![accept()]]);
-    let says = |number: u8| {
-        let protocol = vec![meta(META_L4PROTO, REGISTER), equal(&[ICMP6])];
-        rule([kind(IP6), protocol, vec![payload(TRANSPORT_HEADER, 0, 1, REGISTER), equal(&[number])]])
-    };
+    let icmp6 = || vec![meta(META_L4PROTO, REGISTER), equal(&[ICMP6])];
+    let says =
+        |number: u8| rule([kind(IP6), icmp6(), vec![payload(TRANSPORT_HEADER, 0, 1, REGISTER), equal(&[number])]]);
     // A pod is no router, and redirects nobody.
     const ROUTER: u8 = 134;
     const NEIGHBOUR: u8 = 136;
@@ -392,7 +396,7 @@ fn guard(batch: &mut Batch<'_>) {
     add(vec![says(NEIGHBOUR), unless(TRANSPORT_HEADER, 8, 16, ADDRESSES_6)]);
     // Without an address yet, it asks whether its own is taken.
     let nobody = vec![payload(NETWORK_HEADER, 8, 16, REGISTER), equal(&[0; 16]), accept()];
-    add(vec![kind(IP6), nobody]);
+    add(vec![kind(IP6), icmp6(), nobody]);
     add(vec![kind(IP6), unless(NETWORK_HEADER, 8, 16, ADDRESSES_6)]);
     add(vec![kind(IP6), vec![accept()]]);
     // Neither tags nor tunnels of other kinds, in which an address could hide.

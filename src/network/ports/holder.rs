@@ -1,6 +1,7 @@
 //! Who has a port: found in the calling thread's network namespace, when a port is taken, to be named in the message.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Protocol;
@@ -11,8 +12,9 @@ const TABLE_LIMIT_LINES: usize = 200_000;
 /// `nginx (pid 71)`, as far as it can be known.
 pub fn holder_of(protocol: Protocol, address: SocketAddr) -> Option<String> {
     let socket = tables(protocol).into_iter().find_map(|table| {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok()?;
-        text.lines().skip(1).take(TABLE_LIMIT_LINES).filter_map(parse).find(|found| found.stands_at(protocol, address))
+        let lines = BufReader::new(File::open(format!("/proc/thread-self/net/{table}")).ok()?).lines();
+        let mut sockets = lines.skip(1).take(TABLE_LIMIT_LINES).map_while(Result::ok).filter_map(|line| parse(&line));
+        sockets.find(|found| found.stands_at(protocol, address))
     })?;
     Some(process_with(socket.inode).unwrap_or_else(|| somebody(&socket, address.port())))
 }

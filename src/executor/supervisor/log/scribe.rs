@@ -11,6 +11,7 @@
 mod process;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -233,8 +234,8 @@ impl Scribe {
             }
         }
         if self.process.is_none() {
-            if !self.own.contains_key(&handle.number) {
-                self.own.insert(handle.number, LogFile::open(handle.path.clone())?);
+            if let Entry::Vacant(place) = self.own.entry(handle.number) {
+                place.insert(LogFile::open(handle.path.clone())?);
             }
             return Ok(());
         }

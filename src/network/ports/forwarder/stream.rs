@@ -43,14 +43,21 @@ pub fn accept(listener: &OwnedFd, forward: &Forward) -> Accepted {
             let address = address.and_then(|address| SocketAddr::try_from(address).ok());
             match connect(client, address, forward) {
                 Ok(connection) => Accepted::New(Box::new(connection)),
+                // This client is lost, but those who wait behind it are not.
+                Err(error) if Errno::from_io_error(&error).is_some_and(is_lack) => Accepted::Full,
                 Err(error) => Accepted::Refused(error),
             }
         }
         Err(Errno::AGAIN) => Accepted::Nobody,
-        Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Accepted::Full,
+        Err(errno) if is_lack(errno) => Accepted::Full,
         // The client is gone before it was taken in.
         Err(errno) => Accepted::Refused(errno.into()),
     }
+}
+
+/// Too many descriptors, or too little memory for one more.
+fn is_lack(errno: Errno) -> bool {
+    matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
 }
 
 fn connect(client: OwnedFd, address: Option<SocketAddr>, forward: &Forward) -> io::Result<Connection> {
