@@ -133,7 +133,12 @@ impl Kubelet {
         let mut files: Vec<&str> = found.lines().filter(|file| !file.ends_with(".gz")).collect();
         // `0.log` is the newest, the others end with their date.
         files.sort_by_key(|file| (file.ends_with("0.log"), *file));
-        files.iter().map(|file| std::fs::read_to_string(file).expect("a log")).collect()
+        let texts: Result<Vec<String>, _> = files.iter().map(std::fs::read_to_string).collect();
+        match texts {
+            // The kubelet has moved or packed one since: they have other names now.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.log_files(container),
+            texts => texts.expect("logs"),
+        }
     }
 }
 
