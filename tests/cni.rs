@@ -286,6 +286,32 @@ fn debians_plugins_connect_pods_in_both_families_and_leave_nothing() {
 }
 
 #[test]
+fn debians_bandwidth_and_loopback_do_their_part_in_a_chain() {
+    inside("debians_bandwidth_and_loopback_do_their_part_in_a_chain", |site| async move {
+        let before = links();
+        let others =
+            [json!({ "type": "loopback" }), json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } })];
+        site.configure(&site.bridge(&others));
+        let network = site.network(PATIENCE);
+        assert_eq!(network.missing().await, None);
+        let mut pod = Pod::start("slow");
+        for direction in ["ingress", "egress"] {
+            pod.config.annotations.insert(format!("kubernetes.io/{direction}-bandwidth"), "8M".to_owned());
+        }
+        assert!(pod.run("ip link set lo down"));
+        let made = network.set_up(pod.request()).await.expect("set up");
+        assert!(pod.run("ping -c1 -W5 127.0.0.1"), "loopback is up");
+        // Of what the pod gets by its interface's peer, of what it sends by a device to which that is led.
+        let shapers = output("tc", &["qdisc", "show"]);
+        let shaped = shapers.lines().filter(|line| line.contains("qdisc tbf") && line.contains("rate 8Mbit"));
+        assert_eq!(shaped.count(), 2, "{shapers}");
+        assert!(shapers.contains(&format!("qdisc tbf 1: dev {}", made.node_interface)), "{shapers}");
+        network.tear_down(&pod.id).await.expect("torn down");
+        assert_eq!((site.leases(), site.kept(), links()), (vec![], 0, before));
+    });
+}
+
+#[test]
 fn a_configuration_of_kindnets_shape_makes_a_point_to_point_link() {
     inside("a_configuration_of_kindnets_shape_makes_a_point_to_point_link", |site| async move {
         site.configure(&json!({ "cniVersion": "0.3.1", "name": "kindnet", "plugins": [
@@ -448,7 +474,8 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         site.listener("1.1.0");
         site.configure(&json!({ "cniVersion": "1.1.0", "name": "n", "plugins": [
             { "type": "listener", "mine": 7 },
-            { "type": "listener", "capabilities": { "portMappings": true, "ipRanges": true, "dns": false, "bandwidth": true } },
+            { "type": "listener", "capabilities": { "portMappings": true, "ipRanges": true, "dns": false, "bandwidth": true,
+                "aliases": true, "cgroupPath": true } },
         ]}));
         let network = site.network(PATIENCE);
         assert_eq!(network.missing().await, None);
@@ -457,6 +484,10 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         pod.config.port_mappings =
             vec![cri::PortMapping { protocol: 1, container_port: 53, host_port: 5353, host_ip: String::new() }];
         pod.config.annotations.insert("kubernetes.io/egress-bandwidth".to_owned(), "10M".to_owned());
+        pod.config.hostname = "web-0".to_owned();
+        pod.config.dns_config = Some(cri::DnsConfig { servers: vec!["192.0.2.53".to_owned()], ..Default::default() });
+        let cgroup_parent = "/kubepods/pod7".to_owned();
+        pod.config.linux = Some(cri::LinuxPodSandboxConfig { cgroup_parent, ..Default::default() });
         let made = network.set_up(pod.request()).await.expect("set up");
         let addresses: Vec<String> = made.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.9.0.5", "fd09::5"]);
@@ -475,6 +506,8 @@ fn plugins_hear_what_the_specification_has_them_hear() {
         assert_eq!(told["portMappings"][0]["hostPort"], 5353);
         assert_eq!(told["ipRanges"], json!([[{ "subnet": "10.77.0.0/16" }]]));
         assert_eq!((told.get("dns"), &told["bandwidth"]["egressRate"]), (None, &json!(10_000_000)));
+        assert_eq!(told["aliases"], json!({ "n": ["web", "web-0"] }));
+        assert_eq!(told["cgroupPath"], "/kubepods/pod7");
         let holder = format!("CNI_NETNS=/proc/{}/ns/net\n", pod.holder.id());
         let container = format!("CNI_CONTAINERID={}\n", pod.id);
         for text in [holder.as_str(), &container, "CNI_IFNAME=eth0\n", "K8S_POD_NAME=web;", "IgnoreUnknown=1;"] {

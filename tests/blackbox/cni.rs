@@ -9,7 +9,7 @@ use crate::pod_network::{addresses, assert_reached, networked, run, start_sleepe
 
 /// Debian's plugins, with their state where they have it by default.
 pub const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"debian","plugins":[
-    {"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,
+    {"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"hairpinMode":true,
      "ipam":{"type":"host-local","ranges":[[{"subnet":"10.94.0.0/24"}],[{"subnet":"fd94::/64"}]],
              "routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}},
     {"type":"portmap","capabilities":{"portMappings":true}}]}"#;

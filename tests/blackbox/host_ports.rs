@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use cricket::proto::cri;
 
@@ -55,6 +57,34 @@ pub fn echoed(stream: &mut TcpStream, word: &str) -> String {
     String::from_utf8_lossy(&answer).trim().to_owned()
 }
 
+/// Echoes datagrams at a port of the pod until the node ends; the images have no program that does.
+pub fn echo_datagrams(node: &Node, pod: &str, port: u16) -> Child {
+    let namespace = format!("--net=/proc/{}/ns/net", node.supervisor_of(pod));
+    let server = format!(
+        "my $socket = IO::Socket::INET->new(LocalPort => {port}, Proto => 'udp') or die $@; print qq(ready\\n); close STDOUT;
+         while (defined $socket->recv(my $datagram, 65535)) {{ $socket->send($datagram) }}"
+    );
+    let arguments = ["enter", "--", "nsenter", &namespace, "perl", "-MIO::Socket::INET", "-e", &server];
+    let mut server = node.cricket(arguments).stdout(Stdio::piped()).spawn().expect("cricket enter");
+    let mut said = String::new();
+    server.stdout.take().expect("piped").read_to_string(&mut said).expect("it says something");
+    assert_eq!(said, "ready\n");
+    server
+}
+
+/// A datagram to the host's loopback is answered; one may be lost.
+pub async fn assert_datagrams_echoed(port: u16) {
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    client.set_read_timeout(Some(Duration::from_millis(200))).expect("a limit");
+    client.connect(("127.0.0.1", port)).expect("an address");
+    eventually("a datagram is echoed", || {
+        let mut buffer = [0; 64];
+        client.send(b"datagram").ok()?;
+        client.recv(&mut buffer).ok().filter(|length| &buffer[..*length] == b"datagram")
+    })
+    .await;
+}
+
 /// A connection of its own, tried until somebody listens in the pod.
 pub async fn echo_through(port: u16) -> TcpStream {
     eventually("the pod's server answers", || {
@@ -76,9 +106,12 @@ async fn a_host_port_is_reached_from_the_host_and_its_connections_survive_the_da
     let web = node.run_pod(&config).await;
     start(&node, &web, &config, "echo", "nc -ll -p 80 -e cat").await;
     let mut before = echo_through(tcp).await;
+    let mut datagrams = echo_datagrams(&node, &web, 53);
+    assert_datagrams_echoed(udp).await;
 
     node.kill_daemon();
     assert_eq!(echoed(&mut before, "without"), "without", "a connection without a daemon");
+    assert_datagrams_echoed(udp).await;
     let mut between = dial(tcp);
     assert_eq!(echoed(&mut between, "new"), "new", "a new connection without a daemon");
     node.serve();
@@ -99,6 +132,7 @@ async fn a_host_port_is_reached_from_the_host_and_its_connections_survive_the_da
     assert_eq!(text(&said.stdout).trim(), "hairpin", "{}", text(&said.stderr));
 
     assert!(UdpSocket::bind(("0.0.0.0", udp)).is_err(), "its ports are taken");
+    datagrams.kill().and_then(|()| datagrams.wait()).expect("our child");
     node.remove_pod(&web).await;
     let mut buffer = [0; 64];
     assert!(before.read(&mut buffer).map_or(true, |length| length == 0), "its connections end with the pod");
@@ -176,9 +210,7 @@ async fn killed_pods_leave_no_port_and_no_interface_to_the_next_daemon() {
     assert_eq!(interfaces(&node), PODS);
     node.kill_daemon();
     for (pod, _) in pods.iter().step_by(3) {
-        let record =
-            std::fs::read_to_string(node.dir.join("run/pods").join(pod).join("supervisor.json")).expect("a record");
-        let pid = serde_json::from_str::<serde_json::Value>(&record).expect("JSON")["pid"].as_i64().expect("a number");
+        let pid = node.supervisor_of(pod);
         let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("ours");
     }

@@ -97,10 +97,7 @@ impl Drop for SlowDisk {
 
 /// Who writes the logs of these pods.
 fn scribes(node: &Node, pods: &[&str]) -> Vec<u32> {
-    let records = pods.iter().map(|pod| node.dir.join("run/pods").join(pod).join("supervisor.json"));
-    let records = records.map(|record| std::fs::read(record).expect("a pod that runs"));
-    let records = records.map(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).expect("a record"));
-    let supervisors = records.map(|record| record["pid"].as_u64().expect("a process"));
+    let supervisors = pods.iter().map(|pod| node.supervisor_of(pod));
     let children = supervisors.flat_map(|pid| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         text.split_whitespace().map(|pid| pid.parse().expect("a process")).collect::<Vec<u32>>()

@@ -8,8 +8,9 @@ use std::process::Stdio;
 use cricket::proto::cri;
 
 use crate::cni::{BRIDGE, configure, network_missing};
-use crate::host_ports::{echo_through, echoed, free_port, publish, start};
+use crate::host_ports::{assert_datagrams_echoed, echo_datagrams, echo_through, echoed, free_port, publish, start};
 use crate::node::{Node, eventually, patience, pod, text};
+use crate::pod_network::{assert_reached, leave_in_path, run, start_sleeper};
 
 /// In the node's network namespace, where nobody else listens.
 const PORT: u16 = 7070;
@@ -54,8 +55,9 @@ async fn a_host_port_of_a_pod_on_a_plugins_network_is_reached_from_the_host_and_
     configure(&node, BRIDGE);
     node = node.begin().await;
     node.load("busybox");
-    let port = free_port();
-    let config = publish(&node, "web", &[(cri::Protocol::Tcp, port, 80)]);
+    let (port, datagrams) = (free_port(), free_port());
+    let ports = [(cri::Protocol::Tcp, port, 80), (cri::Protocol::Udp, datagrams, 53)];
+    let config = publish(&node, "web", &ports);
     let web = node.run_pod(&config).await;
     start(&node, &web, &config, "echo", "nc -ll -p 80 -e cat").await;
     let mut stream = echo_through(port).await;
@@ -71,6 +73,13 @@ async fn a_host_port_of_a_pod_on_a_plugins_network_is_reached_from_the_host_and_
         "for address in 127.0.0.1 10.94.0.1; do echo node | timeout 10 busybox nc -w 5 $address {port}; done"
     ));
     assert_eq!(inside.lines().collect::<Vec<_>>(), ["node", "node"]);
+    let asker = start(&node, &web, &config, "asker", "sleep 600").await;
+    let ask = format!("echo hairpin | timeout 10 nc -w 5 10.94.0.1 {port}");
+    let said = node.exec(&asker, &["sh", "-c", &ask], 20).await.expect("ExecSync");
+    assert_eq!(text(&said.stdout).trim(), "hairpin", "its own port: {}", text(&said.stderr));
+    let mut server = echo_datagrams(&node, &web, 53);
+    assert_datagrams_echoed(datagrams).await;
+    server.kill().and_then(|()| server.wait()).expect("our child");
     node.remove_pod(&web).await;
     eventually("the port is free", || std::net::TcpListener::bind(("0.0.0.0", port)).ok()).await;
     node.stop_and_account().await;
@@ -102,5 +111,26 @@ async fn a_configuration_directory_that_cannot_be_read_is_told_and_is_not_taken_
     let check = node.cricket(["check"]).output().expect("it runs");
     let said = text(&check.stdout);
     assert!(said.lines().any(|line| line.starts_with("warn") && line.contains("cni_config_dir")), "{said}");
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn without_a_driver_pods_reach_each_other_and_check_says_what_to_install() {
+    let mut node = Node::prepare().await;
+    leave_in_path(&mut node, &["newuidmap", "newgidmap"]);
+    let check = node.in_front(node.cricket(["check"])).output().expect("it runs");
+    let said = text(&check.stdout);
+    let line = said.lines().find(|line| line.contains("pasta")).unwrap_or_default();
+    assert!(line.starts_with("warn") && line.contains("slirp4netns"), "{said}");
+    assert!(said.contains("apt install passt"), "{said}");
+    let node = node.begin().await;
+    node.load("busybox");
+    let ((a, _), (b, of_b)) = (run(&node, "a").await, run(&node, "b").await);
+    let in_a = start_sleeper(&node, &a, "a").await;
+    for address in &of_b {
+        assert_reached(&node, &in_a, address).await;
+    }
+    node.remove_pod(&a).await;
+    node.remove_pod(&b).await;
     node.stop_and_account().await;
 }

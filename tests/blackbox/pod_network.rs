@@ -125,12 +125,7 @@ const HOST_BEHIND_THE_DRIVER: &str = "10.0.2.2";
 /// With this driver alone in the daemon's PATH; pasta goes before slirp4netns.
 async fn a_connection_goes_on_over_a_kill_of_the_daemon(driver: &str) {
     let mut node = Node::prepare().await;
-    let programs = node.dir.join("programs");
-    std::fs::create_dir(&programs).expect("a directory of ours");
-    for program in [driver, "newuidmap", "newgidmap"] {
-        std::os::unix::fs::symlink(program_in_path(program), programs.join(program)).expect("a link of ours");
-    }
-    node.enter = vec!["/usr/bin/env".to_owned(), format!("PATH={}", programs.display())];
+    leave_in_path(&mut node, &[driver, "newuidmap", "newgidmap"]);
     std::fs::write(node.config(), "[network]\nhost_loopback = true\n").expect("a configuration");
     let mut node = node.begin().await;
     let record = std::fs::read_to_string(node.dir.join("run/outbound.json")).expect("a record of the way out");
@@ -169,6 +164,16 @@ async fn a_connection_goes_on_over_a_kill_of_the_daemon(driver: &str) {
         node.remove_pod(pod).await;
     }
     node.stop_and_account().await;
+}
+
+/// Nothing else is in the PATH of what is started for the node.
+pub fn leave_in_path(node: &mut Node, names: &[&str]) {
+    let programs = node.dir.join("programs");
+    std::fs::create_dir(&programs).expect("a directory of ours");
+    for name in names {
+        std::os::unix::fs::symlink(program_in_path(name), programs.join(name)).expect("a link of ours");
+    }
+    node.enter = vec!["/usr/bin/env".to_owned(), format!("PATH={}", programs.display())];
 }
 
 fn program_in_path(name: &str) -> std::path::PathBuf {

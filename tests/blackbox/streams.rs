@@ -98,14 +98,6 @@ fn growth_during(pids: [u32; 2], work: impl FnOnce()) -> [u64; 2] {
     })
 }
 
-/// From the record by which a restarted daemon would find it.
-fn supervisor_of(node: &Node, pod: &str) -> u32 {
-    let state = node.socket().parent().expect("a directory").join("pods").join(pod);
-    let record = std::fs::read(state.join("supervisor.json")).expect("its record");
-    let record: serde_json::Value = serde_json::from_slice(&record).expect("a record");
-    record["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_through_exec_and_port_forward_arrives_bit_for_bit_in_flat_memory() {
     let node = Node::start().await;
@@ -115,7 +107,7 @@ async fn what_goes_through_exec_and_port_forward_arrives_bit_for_bit_in_flat_mem
     let mut echo = container("echo", &["nc", "-ll", "-p", &PORT.to_string(), "-e", "cat"]);
     echo.image = Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() });
     let id = node.start_container(&pod, echo, &config).await;
-    let pids = [node.daemon_pid(), supervisor_of(&node, &pod)];
+    let pids = [node.daemon_pid(), node.supervisor_of(&pod)];
 
     let mut exec = node.crictl(["exec", "-i", &id, "cat"]);
     let mut exec = exec.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("crictl");

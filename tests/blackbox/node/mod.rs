@@ -276,6 +276,13 @@ impl Node {
         })
     }
 
+    /// The process of a pod's supervisor, from the record by which a restarted daemon would find it.
+    pub fn supervisor_of(&self, pod: &str) -> u32 {
+        let record = std::fs::read(self.dir.join("run/pods").join(pod).join("supervisor.json")).expect("its record");
+        let record: serde_json::Value = serde_json::from_slice(&record).expect("a record");
+        record["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id")
+    }
+
     /// What a line of shell says that runs in the node's namespaces.
     pub fn exec_in_node(&self, line: &str) -> String {
         text(&succeed(&mut self.cricket(["enter", "--", "sh", "-c", line])).stdout)
