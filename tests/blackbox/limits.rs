@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use cricket::proto::cri;
 use tonic::Code;
 
-use crate::node::{Node, cgroups, container, eventually, eventually_async, log_lines, pod, succeed, text};
+use crate::node::{
+    Node, cgroups, container, create_request, eventually, eventually_async, log_lines, pod, succeed, text,
+};
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 const MEMORY_BYTES: i64 = 64 << 20;
@@ -103,6 +105,40 @@ async fn every_limit_is_in_the_kernels_files_and_seen_from_inside() {
     assert!(cgroups::read(&cgroup, "pids.current").parse::<u32>().expect("a number") <= 17);
     node.remove_pod(&pod).await;
     assert!(!cgroup.exists());
+    node.stop_and_account().await;
+}
+
+#[tokio::test]
+async fn huge_pages_are_limited_where_the_controller_is_delegated_and_else_the_limit_is_reported() {
+    const PAGE_BYTES: u64 = 2 << 20;
+    let Some(base) = cgroups::base_or_skip("huge pages") else { return };
+    let node = Node::start().await;
+    node.load("busybox");
+    let limit = cri::HugepageLimit { page_size: "2MB".to_owned(), limit: 3 * PAGE_BYTES };
+    let none = cri::HugepageLimit { page_size: "1GB".to_owned(), limit: 0 };
+    let wish = cri::LinuxContainerResources { hugepage_limits: vec![limit, none], ..Default::default() };
+    let pod_config = pod(&node, "huge");
+    let pod = node.run_pod(&pod_config).await;
+    let id = node.start_container(&pod, limited(&IDLE, wish), &pod_config).await;
+    let cgroup = cgroups::of(&base, &id);
+    let delegated = fs::read_to_string(base.join("cgroup.controllers")).expect("a cgroup").contains("hugetlb");
+    if delegated {
+        assert_eq!(cgroups::read(&cgroup, "hugetlb.2MB.max"), (3 * PAGE_BYTES).to_string());
+        let inside = node.exec(&id, &["cat", "/sys/fs/cgroup/hugetlb.2MB.max"], 30).await.expect("ExecSync");
+        assert_eq!(text(&inside.stdout).trim_end(), (3 * PAGE_BYTES).to_string());
+    } else {
+        let told = text(&succeed(&mut node.crictl(["inspect", &id])).stdout).to_owned();
+        assert!(told.contains("huge page"), "{told}");
+    }
+    // Pages of a size that the kernel does not have, and a container that asks for none.
+    let unknown = cri::HugepageLimit { page_size: "3MB".to_owned(), limit: PAGE_BYTES };
+    let wish = cri::LinuxContainerResources { hugepage_limits: vec![unknown], ..Default::default() };
+    let request = create_request(&pod, limited(&IDLE, wish), &pod_config);
+    match node.runtime().await.create_container(request).await {
+        Err(status) => assert!(delegated && status.message().contains("3MB"), "{status:?}"),
+        Ok(_) => assert!(!delegated, "a limit of pages that do not exist is taken"),
+    }
+    node.remove_pod(&pod).await;
     node.stop_and_account().await;
 }
 

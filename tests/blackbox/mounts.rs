@@ -165,6 +165,28 @@ async fn options_of_a_mount_are_applied_and_unknown_ones_refused() {
     node.stop_and_account().await;
 }
 
+#[tokio::test]
+async fn mounts_come_in_the_order_of_their_destinations() {
+    let node = Node::start().await;
+    node.load("busybox");
+    let below = |path: &str, word: &str| {
+        let source = node.dir.join(word);
+        // The mount points of the others.
+        std::fs::create_dir_all(source.join("middle/inner")).expect("a directory of ours");
+        std::fs::create_dir_all(source.join("inner")).expect("a directory of ours");
+        std::fs::write(source.join("word"), word).expect("a file of ours");
+        let host_path = source.display().to_string();
+        cri::Mount { container_path: path.to_owned(), host_path, ..Default::default() }
+    };
+    // In the order given the last would cover the others; the trailing slash and the dots change nothing.
+    let mut config = shell(BUSYBOX, "cd /volume; for d in . middle middle/inner; do cat $d/word; echo; done");
+    config.mounts =
+        vec![below("/volume/./middle/inner/", "inner"), below("/volume/middle", "middle"), below("/volume/", "outer")];
+    assert_eq!(output(&node, "order", config).await, ["outer", "middle", "inner"]);
+    succeed(node.cricket(["image", "remove"]).arg(BUSYBOX));
+    node.stop_and_account().await;
+}
+
 /// What happens to mounts that the node and a privileged container make below a volume of the given propagation:
 /// whether the container sees the node's, and the node the container's.
 async fn propagates(node: &Node, propagation: cri::MountPropagation) -> (bool, bool) {

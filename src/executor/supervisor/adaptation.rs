@@ -44,7 +44,12 @@ fn adapt_limits(linux: &mut oci::Linux, order: &Order<'_>) -> Vec<String> {
             missing.push("block device limits: the io controller is not delegated".to_owned());
             resources.set_block_io(None);
         }
-        if resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()) && !has("hugetlb") {
+        if !has("hugetlb") {
+            let limits = resources.hugepage_limits().iter().flatten();
+            // Kubelets send a limit of nothing of each size where a container asks for none.
+            if limits.into_iter().any(|pages| pages.limit() > 0) {
+                missing.push("the limit of huge pages: the hugetlb controller is not delegated".to_owned());
+            }
             resources.set_hugepage_limits(None);
         }
     }
