@@ -9,6 +9,7 @@
 //! ROOT/snapshots/KEY/{snapshot.json,upper,work} the writable part of one container
 //! ROOT/spool/                                   archives being loaded: gone at the next open
 //! ROOT/empty/{0,1}                              empty directories below images of no or one layer
+//! ROOT/below/                                   below every image: places where each container has a mount
 //! ```
 
 pub mod archive;

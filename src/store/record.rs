@@ -91,17 +91,33 @@ impl RecordError {
 
 /// Writes `value` as the record `path`, durably. After an error the old record stands.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
+    put(path, value, Lasting::Durable)
+}
+
+/// As [`write`], for what a power cut ends anyway: the record outlives every process, and after a power cut it may be
+/// the old one, damaged, or missing.
+pub fn write_until_power_cut<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
+    put(path, value, Lasting::UntilPowerCut)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    Durable,
+    UntilPowerCut,
+}
+
+fn put<T: Serialize>(path: &Path, value: &T, lasting: Lasting) -> Result<(), RecordError> {
     let bytes =
         serde_json::to_vec_pretty(value).map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
     let temporary = path.with_extension("tmp");
-    let result = write_then_rename(path, &temporary, &bytes);
+    let result = write_then_rename(path, &temporary, &bytes, lasting);
     if result.is_err() {
         let _ = fs::remove_file(&temporary);
     }
     result
 }
 
-fn write_then_rename(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+fn write_then_rename(path: &Path, temporary: &Path, bytes: &[u8], lasting: Lasting) -> Result<(), RecordError> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -110,11 +126,16 @@ fn write_then_rename(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<(), 
         .open(temporary)
         .map_err(RecordError::io(temporary, "create"))?;
     file.write_all(bytes).map_err(RecordError::io(temporary, "write"))?;
-    file.sync_data().map_err(RecordError::io(temporary, "sync"))?;
+    if lasting == Lasting::Durable {
+        file.sync_data().map_err(RecordError::io(temporary, "sync"))?;
+    }
     crash::reach(Point::RecordWritten).map_err(RecordError::io(temporary, "write"))?;
     fs::rename(temporary, path).map_err(RecordError::io(path, "rename into place"))?;
     crash::reach(Point::RecordRenamed).map_err(RecordError::io(path, "sync"))?;
-    sync_parent(path)
+    match lasting {
+        Lasting::Durable => sync_parent(path),
+        Lasting::UntilPowerCut => Ok(()),
+    }
 }
 
 fn sync_parent(path: &Path) -> Result<(), RecordError> {

@@ -1,7 +1,7 @@
 //! Snapshots: the writable part of each container over its image's layers.
 //!
-//! A snapshot is `snapshots/KEY/` with `upper/` and `work/` of an overlay mount, and `snapshot.json`, written last and
-//! synced before a snapshot is answered. Where the file system refuses overlays, fuse-overlayfs stacks the same
+//! A snapshot is `snapshots/KEY/` with `upper/` and `work/` of an overlay mount, and `snapshot.json`, written last. It is
+//! not synced: what a container wrote ends with the machine, as the container does. Where the file system refuses overlays, fuse-overlayfs stacks the same
 //! directories (`sys::fuse`); where that is not there either, `rootfs/` is a plain copy of the layers; so it is where a
 //! container has a user namespace of its own and layers cannot be shown as that namespace's. The mount itself is a
 //! descriptor and is made anew each time a snapshot is asked for; nothing is attached.
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use points::MountPoint;
 
 use super::digest::Digest;
-use super::layers::{io_error, make_directory, reach, sync_directory};
+use super::layers::{io_error, make_directory, reach};
 use super::store::Store;
 use super::{Image, ImageError, ImageErrorKind, Snapshot};
 use crate::store::{self, ContainerId};
@@ -77,6 +77,9 @@ struct Shared {
     directory: PathBuf,
     /// Below images with fewer layers than overlayfs wants.
     empty: [PathBuf; 2],
+    /// Below every image: where something is mounted in each container, for images that lack the place. Making it in
+    /// each upper directory would cost more than the rest of a snapshot.
+    below: PathBuf,
     store: Store,
     user_attributes: bool,
     overlay: bool,
@@ -101,6 +104,8 @@ impl Snapshots {
         for path in [&directory, &empty[0], &empty[1]] {
             make_directory(path)?;
         }
+        let below = root.join("below");
+        points::make_everywhere(&below)?;
         let probe = |mount: &dyn Fn(&Overlay<'_>) -> std::io::Result<OwnedFd>| {
             probe_stack(&directory, &empty, in_user_namespace, mount)
         };
@@ -130,6 +135,7 @@ impl Snapshots {
         let shared = Shared {
             directory,
             empty,
+            below,
             store,
             user_attributes: in_user_namespace,
             overlay,
@@ -220,9 +226,8 @@ impl Snapshots {
                 points::make(&self.mount_stack(path, record, Access::Write, None)?, points)?;
             }
         }
-        store::write(&path.join(RECORD), record)?;
-        reach(Point::SnapshotRecorded)?;
-        sync_directory(&self.shared.directory)
+        store::write_until_power_cut(&path.join(RECORD), record)?;
+        reach(Point::SnapshotRecorded)
     }
 
     /// Whether layers can be shown with other owners than they have on disk.
@@ -254,6 +259,10 @@ impl Snapshots {
         lower.reverse();
         if access == Access::Read {
             lower.insert(0, upper.clone());
+        }
+        // An image that is mounted as a volume shows nothing but itself.
+        if !record.sealed {
+            lower.push(self.shared.below.clone());
         }
         // Two at least without an upper, one at least with it.
         lower.extend(self.shared.empty.iter().take(2usize.saturating_sub(lower.len())).cloned());

@@ -1,16 +1,31 @@
-//! Mount points in a root file system that will be read-only: made while it can still be written.
+//! Mount points: in a root file system that will be read-only, made while it can still be written; and in a directory
+//! below every image.
 
+use std::fs::Permissions;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2};
 use rustix::io::Errno;
 
+use super::super::layers::{io_error, make_directory};
 use super::super::{ImageError, ImageErrorKind};
 
 /// Mode of directories that lead to a mount point, and of the mount point.
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 /// Mode of a file that something is mounted over.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
+
+/// Where every container has a mount.
+const EVERYWHERE: [(&str, bool); 6] = [
+    ("/dev", true),
+    ("/proc", true),
+    ("/sys", true),
+    ("/etc/hostname", false),
+    ("/etc/hosts", false),
+    ("/etc/resolv.conf", false),
+];
 
 /// Where something will be mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +44,15 @@ pub fn make(root: &OwnedFd, points: &[MountPoint]) -> Result<(), ImageError> {
             ImageError::new(ImageErrorKind::BadImage, message)
         })
     })
+}
+
+/// Makes the directory with the mount points of every container.
+pub fn make_everywhere(directory: &Path) -> Result<(), ImageError> {
+    make_directory(directory)?;
+    let shown = std::fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE.as_raw_mode()));
+    let root = shown.and_then(|()| Ok(open(directory, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
+    let root = root.map_err(io_error("open", directory))?;
+    make(&root, &EVERYWHERE.map(|(path, is_directory)| MountPoint { path: path.to_owned(), is_directory }))
 }
 
 fn make_one(root: &OwnedFd, point: &MountPoint) -> rustix::io::Result<()> {

@@ -76,6 +76,31 @@ async fn a_snapshot_shows_the_layers_and_takes_writes() {
     assert_eq!(std::fs::read_dir(scratch.options().root.join("snapshots")).expect("listed").count(), 0);
 }
 
+#[tokio::test]
+async fn places_for_mounts_are_there_without_a_write_and_not_in_a_volume() {
+    if !in_node("snapshots::places_for_mounts_are_there_without_a_write_and_not_in_a_volume") {
+        return;
+    }
+    let scratch = Scratch::new("places");
+    // Its own /etc is kept, and what it says is no directory is none.
+    let own = Layer::new().raw(b'5', b"etc/", b"", b"", |h| h.set_mode(0o711)).symlink("dev", "elsewhere").tar();
+    let image = commit(&scratch.store(), &[own], "docker.io/library/x:1").await;
+    let images = scratch.images().await;
+    let snapshot = images.snapshot(KEY, &image, false).await.expect("a snapshot");
+    for path in ["proc", "sys", "etc/hostname", "etc/hosts", "etc/resolv.conf"] {
+        let seen = std::fs::metadata(inside(&snapshot, path)).expect(path);
+        assert_eq!((seen.uid(), seen.is_dir()), (0, !path.contains('/')), "{path}");
+    }
+    assert_eq!(std::fs::metadata(inside(&snapshot, "etc")).expect("etc").mode() & 0o7777, 0o711);
+    assert!(std::fs::symlink_metadata(inside(&snapshot, "dev")).expect("dev").is_symlink());
+    let upper = snapshot.upper.clone().expect("it is written to");
+    assert_eq!(std::fs::read_dir(upper).expect("listed").count(), 0);
+    let volume = images.snapshot_for("volume", &image, Writes::None(Vec::new()), None).await.expect("a volume");
+    let seen = std::fs::read_dir(inside(&volume, ".")).expect("listed").flatten().map(|entry| entry.file_name());
+    assert_eq!(seen.collect::<HashSet<_>>(), ["etc", "dev"].map(Into::into).into());
+    assert!(!inside(&volume, "etc/hosts").exists());
+}
+
 /// A user namespace with these ids.
 fn owners(ids: IdRange) -> Owners {
     let mut child = Command::new("unshare")
@@ -183,7 +208,8 @@ async fn images_of_no_one_and_five_hundred_layers_are_mounted() {
                 false => images.snapshot(&key, &image, false).await.expect(&key),
                 true => images.read_only_snapshot(&key, &image, Vec::new()).await.expect(&key),
             };
-            assert_eq!(std::fs::read_dir(inside(&snapshot, ".")).expect("listed").count(), count);
+            let places = if read_only { 0 } else { ["dev", "etc", "proc", "sys"].len() };
+            assert_eq!(std::fs::read_dir(inside(&snapshot, ".")).expect("listed").count(), count + places);
         }
     }
 }
@@ -196,7 +222,8 @@ async fn without_overlays_a_copy_shows_the_same() {
     let scratch = Scratch::new("copy");
     let image = three_layers(&scratch).await;
     let images = scratch.images().await;
-    let snapshot = images.snapshot(KEY, &image, false).await.expect("a snapshot");
+    // As a volume: without places for mounts.
+    let snapshot = images.read_only_snapshot(KEY, &image, Vec::new()).await.expect("a snapshot");
     let store = scratch.store();
     let trees = image.layers.iter().map(|id| store.layers().tree(&id.parse().expect("a digest"))).collect();
     let copy = scratch.0.join("copy");
@@ -229,7 +256,8 @@ async fn on_an_overlay_images_that_delete_files_are_unpacked_and_copied() {
     let good = Scratch::new("below-good");
     let expected = {
         let image = three_layers(&good).await;
-        listed(inside(&good.images().await.snapshot(KEY, &image, false).await.expect("a snapshot"), "."))
+        let volume = good.images().await.read_only_snapshot(KEY, &image, Vec::new()).await;
+        listed(inside(&volume.expect("a snapshot"), "."))
     };
     let (below, scratch) = (Scratch::new("below"), Scratch::new("on-overlay"));
     mount_overlay_at(&scratch, &below);
