@@ -156,3 +156,48 @@ async fn without_descriptors_calls_fail_clearly_and_the_daemon_goes_on() {
     node.remove_pod(&id).await;
     node.stop_and_account().await;
 }
+
+/// Threads and processes of whoever runs this.
+fn own_tasks() -> usize {
+    use std::os::unix::fs::MetadataExt;
+    let own = rustix::process::getuid().as_raw();
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path());
+    let ours = processes.filter(|path| std::fs::metadata(path).is_ok_and(|metadata| metadata.uid() == own));
+    ours.filter_map(|path| std::fs::read_dir(path.join("task")).ok()).map(Iterator::count).sum()
+}
+
+#[tokio::test]
+async fn without_processes_a_call_says_so_and_the_rest_goes_on() {
+    const ROOM: usize = 40;
+    let mut node = Node::prepare().await;
+    node.enter = vec!["prlimit".to_owned(), format!("--nproc={}", own_tasks() + ROOM)];
+    let node = node.begin().await;
+    node.load_demo().await;
+    let config = pod(&node, "full");
+    let id = node.run_pod(&config).await;
+    let mut made = Vec::new();
+    // None needs less than a process.
+    let refused = loop {
+        assert!(made.len() < ROOM, "the limit is not in force");
+        match create(&node, &id, &config, &format!("c{}", made.len())).await {
+            Ok(container) => made.push(container),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("ulimit -u") && refused.message().contains("container c"), "{refused}");
+    // What is there is told and can be ended, and makes room.
+    let status = node.container_status(&made[0]).await;
+    assert_eq!(status.state(), cri::ContainerState::ContainerCreated);
+    for container in made.drain(..made.len() / 2) {
+        let request = cri::RemoveContainerRequest { container_id: container };
+        node.runtime().await.remove_container(request).await.expect("RemoveContainer");
+    }
+    let again = create(&node, &id, &config, "again").await.expect("there is room");
+    let request = cri::StartContainerRequest { container_id: again.clone() };
+    node.runtime().await.start_container(request).await.expect("StartContainer");
+    let answer = node.exec(&again, &["demo", "echo", "fine"], 10).await.expect("ExecSync");
+    assert_eq!(answer.stdout, b"fine\n");
+    node.remove_pod(&id).await;
+    node.stop_and_account().await;
+}

@@ -133,7 +133,7 @@ impl Pod {
             supervisor: &self.own,
             user_namespace: self.user_namespace.as_ref(),
         };
-        let pid = fork::fork_and_run(None, || creator::run(&job)).map_err(Fault::io("cannot fork a creator"))?;
+        let pid = fork::fork_and_run(None, || creator::run(&job)).map_err(Fault::fork("cannot fork a creator"))?;
         let deadline = Some(Instant::now() + timeout);
         container.creation = Some(Creation { asker, pid, report, deadline, late: false });
         self.containers.insert(id.to_string(), container);

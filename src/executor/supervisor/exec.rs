@@ -168,7 +168,7 @@ fn not_forked(id: &str, error: std::io::Error) -> Fault {
         Some(libc::ESRCH | libc::ENOMEM) => {
             Fault::state(format!("container {id} takes no process: it is ending ({error})"))
         }
-        _ => Fault::io(format!("cannot fork into the PID namespace of container {id}"))(error),
+        _ => Fault::fork(format!("cannot fork into the PID namespace of container {id}"))(error),
     }
 }
 

@@ -10,6 +10,10 @@ use crate::sys::kernel;
 /// Longest text of an error on the wire, in bytes.
 const TEXT_LIMIT_BYTES: usize = 4096;
 
+/// What it means, and what to do.
+const NO_MORE_PROCESSES: &str = "this user has as many processes as it may (`ulimit -u`), or a cgroup (pids.max): end some, or \
+                                 raise the limit";
+
 /// A refusal: what happened, to what, what to do.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -40,6 +44,22 @@ impl Fault {
             let error: io::Error = error.into();
             Self::new(kind_of(&error), format!("{action}: {error}"))
         }
+    }
+
+    /// For `map_err`: the kernel made no process for `action`.
+    pub fn fork<E: Into<io::Error>>(action: impl Display) -> impl FnOnce(E) -> Self {
+        move |error| {
+            let error: io::Error = error.into();
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => Self::no_process(format!("{action}: {error}")),
+                _ => Self::io(action)(error),
+            }
+        }
+    }
+
+    /// Somebody may have no more processes.
+    pub fn no_process(what: impl Display) -> Self {
+        Self::new(ErrorKind::ResourceExhausted, format!("{what}: {NO_MORE_PROCESSES}"))
     }
 
     /// For `map_err`: any other error below `action`.

@@ -45,6 +45,8 @@ const NOT_EXECUTABLE: i32 = 126;
 
 /// Part of the runtime's error when the first process ended without a word.
 const SILENT_END: &str = "BrokenChannel";
+/// How it says that a fork failed, wherever it forks.
+const NOT_CLONED: &str = "failed to clone process";
 
 /// What is to be created.
 pub struct Order<'a> {
@@ -201,6 +203,8 @@ fn failure(error: &dyn Error, notes: &Notes, confined: bool) -> Fault {
         return Fault::state(text);
     }
     match notes.first() {
+        // The process that tried is gone, and with it the error's number.
+        Some(note) if note.contains(NOT_CLONED) => Fault::no_process("the container gets no process"),
         Some(note) => Fault::state(format!("the container cannot be made: {note}")),
         None => Fault::new(wire::ErrorKind::Internal, chain),
     }

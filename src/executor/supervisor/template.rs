@@ -96,12 +96,12 @@ fn spawn(socket: &OwnedFd, received: protocol::Received<wire::SpawnRequest>) -> 
         Err(error) => return refuse(socket, id, Fault::io("cannot duplicate a descriptor")(error)),
     };
     if let Err(error) = crash::reach(Point::TemplateFork) {
-        return refuse(socket, id, Fault::io("cannot fork a supervisor")(error));
+        return refuse(socket, id, Fault::fork("cannot fork a supervisor")(error));
     }
     let birth = Birth { request: id, spec, listener, reply };
     match fork::fork_and_run(cgroup.as_ref().map(AsFd::as_fd), || sandbox::live(birth)) {
         Ok(_) => Ok(()),
-        Err(error) => refuse(socket, id, Fault::io("cannot fork a supervisor")(error)),
+        Err(error) => refuse(socket, id, Fault::fork("cannot fork a supervisor")(error)),
     }
 }
 

@@ -49,7 +49,7 @@ impl UserNamespace {
         let ids = one_range(&spec.uid_maps, &spec.gid_maps)?;
         let failed = "cannot make the pod's user namespace";
         let (mut ours, theirs) = UnixStream::pair().map_err(Fault::io(failed))?;
-        let pid = fork::fork_and_run(None, || i32::from(make(spec, &theirs).is_err())).map_err(Fault::io(failed))?;
+        let pid = fork::fork_and_run(None, || i32::from(make(spec, &theirs).is_err())).map_err(Fault::fork(failed))?;
         drop(theirs);
         let taken = take(spec, pid, ids, &mut ours);
         end(pid);
