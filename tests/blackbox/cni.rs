@@ -120,3 +120,27 @@ async fn a_pod_of_a_hostile_plugin_is_told_why_and_rolled_back_and_the_network_i
     node.remove_pod(&pod).await;
     node.stop_and_account().await;
 }
+
+/// tuning keeps what it changed below /run/cni, kindnet's configuration its addresses in /run/cni-ipam-state: neither
+/// is an ordinary user's.
+#[tokio::test]
+async fn plugins_that_keep_something_below_run_keep_it_with_the_node() {
+    const LIST: &str = r#"{"cniVersion":"1.0.0","name":"kindnet","plugins":[
+        {"type":"ptp","ipam":{"type":"host-local","dataDir":"/run/cni-ipam-state","ranges":[[{"subnet":"10.94.0.0/24"}]],
+         "routes":[{"dst":"0.0.0.0/0"}]}},
+        {"type":"tuning","mtu":1300}]}"#;
+    let mut node = Node::prepare().await;
+    configure(&node, LIST);
+    node = node.begin().await;
+    node.load("busybox");
+    let (pod, addresses) = run(&node, "a").await;
+    assert!(addresses[0].starts_with("10.94.0."), "{addresses:?}");
+    let inside = start_sleeper(&node, &pod, "a").await;
+    let link = node.exec(&inside, &["ip", "link", "show", "eth0"], 20).await.expect("ExecSync");
+    assert!(text(&link.stdout).contains("mtu 1300"), "{link:?}");
+    assert!(left(&node).contains("/cni-ipam-state/"), "{}", left(&node));
+    node.remove_pod(&pod).await;
+    assert_eq!(left(&node), "");
+    assert!(!Path::new("/run/cni-ipam-state").exists() || rustix::process::geteuid().is_root());
+    node.stop_and_account().await;
+}

@@ -1,6 +1,6 @@
 //! Where plugins run: in the node's network namespace, and where the machine's `/var/lib/cni` is not theirs to write
-//! (an ordinary user's node) in a mount namespace that shows a directory of ours in its place. Nothing of that is seen
-//! in the node or on the machine.
+//! (an ordinary user's node) in a mount namespace that shows directories of ours in place of those where plugins keep
+//! something. Nothing of that is seen in the node or on the machine.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
-use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_bind_recursive, mount_change};
 use rustix::thread::UnshareFlags;
 
 use crate::sys::namespace::{Namespace, inode};
@@ -18,6 +18,8 @@ use super::error::CniError;
 
 /// Where plugins keep what they have given out, unless they are told otherwise.
 const PLUGINS_STATE: &str = "/var/lib/cni";
+/// Where some keep more: tuning what it changed, kindnet's host-local its addresses.
+const PLUGINS_RUN: [&str; 2] = ["/run/cni", "/run/cni-ipam-state"];
 /// What iptables' older variant locks, and the variable that names another file.
 const TABLES_LOCK: &str = "/run/xtables.lock";
 const TABLES_LOCK_VARIABLE: &str = "XTABLES_LOCKFILE";
@@ -70,20 +72,62 @@ fn search_path() -> String {
     own.split(':').filter(|dir| !dir.is_empty()).chain(missing).collect::<Vec<_>>().join(":")
 }
 
-/// A mount namespace like ours but for one directory: the deepest of `/var/lib/cni` that is there, for nobody can make
-/// the rest. Made in a thread, which is in it alone and ends.
+/// A mount namespace like ours but for the directories where plugins write. Made in a thread, which is in it alone and
+/// ends.
 fn shadowed(own: &Path) -> io::Result<OwnedFd> {
-    let hidden = Path::new(PLUGINS_STATE).ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let shown = |path: &Path| own.join(path.strip_prefix("/").unwrap_or(path));
-    fs::create_dir_all(shown(Path::new(PLUGINS_STATE)))?;
-    let (hidden, shown) = (hidden.to_owned(), shown(hidden));
+    let own = own.to_owned();
     let thread = std::thread::Builder::new().name("cni-mounts".to_owned()).spawn(move || -> io::Result<OwnedFd> {
         namespaces::unshare(UnshareFlags::NEWNS | UnshareFlags::FS)?;
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-        mount_bind(&shown, &hidden)?;
+        shadow(Path::new(PLUGINS_STATE), &own)?;
+        for place in PLUGINS_RUN.into_iter().map(Path::new).filter(|place| !can_be_written(place)) {
+            shadow(place, &own)?;
+        }
         Ok(File::open("/proc/thread-self/ns/mnt")?.into())
     })?;
     thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread ended by a defect")))
+}
+
+/// Shows a directory below `own` at `place`. What of it is not there nobody can make: so the deepest directory that is
+/// there is covered by one of ours, in which everything that it has is found again.
+fn shadow(place: &Path, own: &Path) -> io::Result<()> {
+    let shown = |path: &Path| own.join(path.strip_prefix("/").unwrap_or(path));
+    fs::create_dir_all(shown(place))?;
+    if place.is_dir() {
+        return Ok(mount_bind(shown(place), place)?);
+    }
+    let hidden = place.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let (cover, inside) = (shown(hidden), place.strip_prefix(hidden).unwrap_or(place));
+    for entry in fs::read_dir(hidden)? {
+        let entry = entry?;
+        if inside.starts_with(entry.file_name()) {
+            continue;
+        }
+        // What cannot be shown (it went meanwhile, or a socket's place was taken) is only missed by who needs it.
+        if let Err(error) = show_again(&entry, &cover.join(entry.file_name())) {
+            tracing::debug!(%error, entry = %entry.path().display(), "plugins do not see it");
+        }
+    }
+    Ok(mount_bind_recursive(&cover, hidden)?)
+}
+
+fn show_again(entry: &fs::DirEntry, at: &Path) -> io::Result<()> {
+    let kind = entry.file_type()?;
+    if kind.is_symlink() {
+        let target = fs::read_link(entry.path())?;
+        return match fs::read_link(at) {
+            Ok(known) if known == target => Ok(()),
+            _ => {
+                let _ = fs::remove_file(at);
+                std::os::unix::fs::symlink(target, at)
+            }
+        };
+    }
+    match kind.is_dir() {
+        true => fs::create_dir_all(at)?,
+        false => drop(File::options().create(true).append(true).open(at)?),
+    }
+    Ok(mount_bind_recursive(entry.path(), at)?)
 }
 
 #[cfg(test)]
