@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
 use cricket::network::cni::CniOptions;
-use cricket::network::outbound::{Driver, Outbound};
+use cricket::network::outbound::{Driver, Outbound, OutboundOptions};
 use cricket::network::{Network, NetworkOptions, PodRequest, dismantle};
 use cricket::store::PodId;
 use cricket::sys::process::ProcessId;
@@ -157,20 +157,23 @@ fn a_pod_whose_set_up_fails_leaves_nothing() {
     });
 }
 
-/// The namespaces of the test stand for the host: an address of its own, a default route, a server on it.
-fn host_with_server() -> String {
+/// The namespaces of the test stand for the host: addresses of its own, default routes, a server on each.
+fn host_with_servers() -> [String; 2] {
     let set_up = "ip link set lo up && ip link add up0 type bridge && ip addr add 198.51.100.1/24 dev up0 \
-        && ip link add up1 type veth peer name up2 && ip link set up1 master up0 && ip link set up1 up \
-        && ip link set up2 up && ip link set up0 up && ip route add default via 198.51.100.2";
+        && ip addr add 2001:db8:7::1/64 dev up0 nodad && ip link add up1 type veth peer name up2 && ip link set up1 master up0 && ip link set up1 up \
+        && ip link set up2 up && ip link set up0 up && ip route add default via 198.51.100.2 && ip route add default via 2001:db8:7::2";
     assert!(Command::new("sh").args(["-c", set_up]).status().expect("sh runs").success());
-    let listener = std::net::TcpListener::bind("198.51.100.1:0").expect("a port");
-    let address = listener.local_addr().expect("bound");
-    std::thread::spawn(move || {
-        for mut connection in listener.incoming().flatten() {
-            let _ = std::io::Write::write_all(&mut connection, b"hello");
-        }
-    });
-    format!("{}/{}", address.ip(), address.port())
+    ["198.51.100.1", "2001:db8:7::1"].map(|address| {
+        let address: std::net::IpAddr = address.parse().expect("an address");
+        let listener = std::net::TcpListener::bind((address, 0)).expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        std::thread::spawn(move || {
+            for mut connection in listener.incoming().flatten() {
+                let _ = std::io::Write::write_all(&mut connection, b"hello");
+            }
+        });
+        format!("{address}/{port}")
+    })
 }
 
 fn recorded_pid(state: &std::path::Path) -> Option<u64> {
@@ -230,19 +233,26 @@ fn server_on_loopback() -> u16 {
 }
 
 async fn a_way_out(driver: Driver) {
-    let server = host_with_server();
+    let servers = host_with_servers();
     resolver_on_loopback();
     let loopback = server_on_loopback();
     let node = Pod::start();
     let state = std::env::temp_dir().join(format!("cricket-outbound-{}", std::process::id()));
     std::fs::create_dir_all(&state).expect("a directory");
-    let ask = format!("test \"$(cat </dev/tcp/{server})\" = hello");
-    let ask = || node.run(&format!("timeout 5 bash -c '{ask}'"));
+    let ask = |server: &String| node.run(&format!("timeout 5 bash -c 'test \"$(cat </dev/tcp/{server})\" = hello'"));
+    let ask = || servers.iter().all(ask);
+    let options = |driver, host_loopback| OutboundOptions {
+        state: state.clone(),
+        executable: env!("CARGO_BIN_EXE_cricket").into(),
+        network: node.namespace(),
+        driver,
+        host_loopback,
+    };
 
-    let first = Outbound::ensure(&state, node.namespace(), Some(driver), false).await.expect("a driver");
-    until("the node reaches the host's server", ask).await;
+    let first = Outbound::ensure(options(Some(driver), false)).await.expect("a driver");
+    until("the node reaches the host's servers", ask).await;
     let pid = recorded_pid(&state).expect("a record");
-    let resolves = format!("timeout 10 busybox nslookup host.test {} | grep -q 203.0.113.9", driver.resolver());
+    let resolves = format!("timeout 10 busybox nslookup host.test {} | grep -q 203.0.113.9", driver.resolvers().v4);
     until("the node resolves a name", || node.run(&resolves)).await;
     // Both drivers have the host at this address, if anywhere.
     let secret = |address: &str| {
@@ -260,20 +270,42 @@ async fn a_way_out(driver: Driver) {
     until("the node asks the host's new resolver", || node.run(&resolves)).await;
     let now = recorded_pid(&state).expect("a record");
     assert_eq!(now != pid, driver == Driver::Pasta, "only pasta does not read the file anew");
-    let pid = now;
-    until("the node reaches the host's server as before", ask).await;
+    // And then one that has an address of IPv6 only, beside one that is no resolver of the host's.
+    answer_at("::1", [203, 0, 113, 11]);
+    std::fs::write("/etc/resolv.conf", "nameserver ::1\n").expect("a file of the test's");
+    first.follow_resolver();
+    let v6 = driver.resolvers().v6;
+    let resolves = format!("timeout 10 busybox nslookup host.test {v6} | grep -q 203.0.113.11");
+    until("the node asks the host's resolver over IPv6", || node.run(&resolves)).await;
+    until("the node reaches the host's servers as before", ask).await;
+    let pid = recorded_pid(&state).expect("a record");
 
     drop(first);
-    let second = Outbound::ensure(&state, node.namespace(), None, false).await.expect("the same driver");
+    let second = Outbound::ensure(options(None, false)).await.expect("the same driver");
     assert_eq!(second.driver(), driver);
     assert_eq!(recorded_pid(&state), Some(pid), "a restarted daemon finds the driver that runs");
 
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
     until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
-    until("the node reaches the host's server again", ask).await;
+    until("the node reaches the host's servers again", ask).await;
 
+    // The same without a daemon.
     drop(second);
-    let asked_for = Outbound::ensure(&state, node.namespace(), Some(driver), true).await.expect("a driver");
+    let pid = recorded_pid(&state).expect("a record");
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
+    until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
+    until("the node reaches the host's servers without a daemon", ask).await;
+
+    // Who keeps it is killed, and the driver with him: the daemon starts both.
+    let third = Outbound::ensure(options(None, false)).await.expect("the same driver");
+    let pid = recorded_pid(&state).expect("a record");
+    let keeper = Outbound::running(&state).into_iter().find(|process| process.pid as u64 != pid).expect("a keeper");
+    assert!(Command::new("kill").args(["-9", &keeper.pid.to_string()]).status().expect("kill runs").success());
+    until("both are started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
+    until("the node reaches the host's servers by the new keeper's driver", ask).await;
+
+    drop(third);
+    let asked_for = Outbound::ensure(options(Some(driver), true)).await.expect("a driver");
     until("the host's loopback is reached when that is configured", || secret("10.0.2.2")).await;
     drop(asked_for);
     Outbound::stop(&state).expect("it ends");

@@ -36,6 +36,7 @@ mod table;
 mod terminal;
 pub mod version;
 mod wait;
+pub mod way_out;
 
 pub use settings::Settings;
 
@@ -88,6 +89,9 @@ pub enum Command {
     /// Carry what arrives at host ports to pods (started by `serve`)
     #[command(hide = true)]
     Forward(forward::Args),
+    /// Keep the program running that connects the node with the host's network (started by `serve`)
+    #[command(hide = true)]
+    WayOut(way_out::Args),
     /// Be the process from which pods' supervisors are forked (started by `serve`)
     #[command(hide = true)]
     Supervise(supervise::Args),
@@ -114,6 +118,7 @@ impl Cli {
             Command::Version(args) => version::run(args, settings),
             Command::Node(args) => node::run(args, settings),
             Command::Forward(args) => forward::run(args, settings),
+            Command::WayOut(args) => way_out::run(args, settings),
             Command::Supervise(args) => supervise::run(args, settings),
         }
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::config::Config;
 use crate::cri::Facts;
 use crate::network::cni::CniOptions;
-use crate::network::outbound::{self, Outbound};
+use crate::network::outbound::{self, Outbound, OutboundOptions};
 use crate::network::ports::{HostPorts, PortsOptions};
 use crate::network::{Cidr, Network, NetworkOptions};
 use crate::pod::PodNetworks;
@@ -77,9 +77,12 @@ async fn way_out(config: &Config, node: &Node) -> Option<Outbound> {
         return None;
     }
     let started = match network_of(node) {
-        Ok(network) => Outbound::ensure(&config.state, network, None, config.host_loopback)
-            .await
-            .map_err(|error| error.to_string()),
+        Ok(network) => {
+            let (state, executable) = (config.state.clone(), node.executable_path());
+            let host_loopback = config.host_loopback;
+            let options = OutboundOptions { state, executable, network, driver: None, host_loopback };
+            Outbound::ensure(options).await.map_err(|error| error.to_string())
+        }
         Err(error) => Err(error),
     };
     started.inspect_err(|why| tracing::warn!("{why}")).ok()

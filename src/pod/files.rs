@@ -6,11 +6,14 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::network::outbound::Resolvers;
 use crate::pod::error::{PodError, quoted};
 use crate::pod::paths;
 use crate::proto::cri;
 use crate::sys::owners::IdRange;
 
+/// Of whoever runs this daemon.
+const NODES_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Largest resolv.conf or hosts of the node that is copied.
 const COPY_LIMIT_BYTES: u64 = 1 << 20;
 /// Longest line of a DNS configuration.
@@ -31,21 +34,21 @@ pub(crate) fn has_the_nodes_resolver(config: &cri::PodSandboxConfig) -> bool {
 }
 
 /// The node's resolv.conf as pods get it.
-pub(crate) fn of_the_node(resolver: Option<IpAddr>) -> String {
-    reachable(copy("/etc/resolv.conf"), resolver)
+pub(crate) fn of_the_node(resolvers: Option<Resolvers>) -> String {
+    reachable(&copy(NODES_RESOLV_CONF), resolvers)
 }
 
-/// Writes all three. `resolver` is where the node's own is reached when its address is a loopback one.
+/// Writes all three. `resolvers` are where the node's own are reached when their addresses are loopback ones.
 pub(crate) fn write(
     directory: &Path,
     config: &cri::PodSandboxConfig,
     hostname: &str,
     node_network: bool,
-    resolver: Option<IpAddr>,
+    resolvers: Option<Resolvers>,
 ) -> Result<(), PodError> {
     let resolver = match &config.dns_config {
-        Some(dns) if *dns != cri::DnsConfig::default() => resolv_conf(dns)?,
-        _ => of_the_node(resolver),
+        Some(dns) if *dns != cri::DnsConfig::default() => resolv_conf(&of_this_pod(dns, resolvers))?,
+        _ => of_the_node(resolvers),
     };
     let hosts = if node_network { copy("/etc/hosts") } else { hosts(hostname) };
     put(&directory.join(RESOLV_CONF), &resolver)?;
@@ -75,17 +78,53 @@ fn copy(path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The host's loopback is not the pod's.
-fn reachable(text: String, resolver: Option<IpAddr>) -> String {
-    let server = |line: &str| line.trim_start().strip_prefix("nameserver").map(|rest| rest.trim().to_owned());
-    let is_loopback = |address: String| address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    match resolver {
-        Some(resolver) if text.lines().filter_map(server).all(is_loopback) => {
-            let rest = text.lines().filter(|line| server(line).is_none()).map(|line| format!("{line}\n"));
-            rest.chain([format!("nameserver {resolver}\n")]).collect()
+/// The host's loopback is not the pod's: a resolver there is asked through the way out.
+fn reachable(text: &str, resolvers: Option<Resolvers>) -> String {
+    let Some(resolvers) = resolvers else { return text.to_owned() };
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let line = match server(line).and_then(|server| in_place_of(server, resolvers)) {
+            Some(instead) => format!("nameserver {instead}"),
+            None => line.to_owned(),
+        };
+        // Several of one family are one there.
+        if server(&line).is_none() || !lines.contains(&line) {
+            lines.push(line);
         }
-        _ => text,
     }
+    if !lines.iter().any(|line| server(line).is_some()) {
+        // Without one the C library asks 127.0.0.1.
+        lines.push(format!("nameserver {}", resolvers.v4));
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn server(line: &str) -> Option<&str> {
+    line.trim_start().strip_prefix("nameserver").map(str::trim)
+}
+
+fn in_place_of(server: &str, resolvers: Resolvers) -> Option<IpAddr> {
+    match server.parse() {
+        Ok(IpAddr::V4(address)) if address.is_loopback() => Some(resolvers.v4.into()),
+        Ok(IpAddr::V6(address)) if address.is_loopback() => Some(resolvers.v6.into()),
+        _ => None,
+    }
+}
+
+/// A kubelet in the node copies the node's resolv.conf. A loopback address that stands there is the host's resolver,
+/// but for those at which a pod may have one of its own.
+fn of_this_pod(dns: &cri::DnsConfig, resolvers: Option<Resolvers>) -> cri::DnsConfig {
+    let mut dns = dns.clone();
+    let Some(resolvers) = resolvers else { return dns };
+    let nodes = copy(NODES_RESOLV_CONF);
+    let is_nodes = |wanted: &String| nodes.lines().filter_map(server).any(|server| server == wanted);
+    for wanted in &mut dns.servers {
+        let pods = matches!(wanted.as_str(), "127.0.0.1" | "::1");
+        if let Some(instead) = in_place_of(wanted, resolvers).filter(|_| !pods && is_nodes(wanted)) {
+            *wanted = instead.to_string();
+        }
+    }
+    dns
 }
 
 fn hosts(hostname: &str) -> String {
@@ -130,18 +169,21 @@ mod tests {
 
     #[test]
     fn a_resolver_on_the_hosts_loopback_is_reached_by_the_way_out() {
-        let out: Option<IpAddr> = Some([169, 254, 1, 53].into());
-        for (host, resolver, expected) in [
+        let out = Some(Resolvers { v4: [169, 254, 1, 53].into(), v6: "fd00:2::53".parse().expect("an address") });
+        for (host, resolvers, expected) in [
             (
                 "search a\nnameserver 127.0.0.53\noptions edns0\n",
                 out,
-                "search a\noptions edns0\nnameserver 169.254.1.53\n",
+                "search a\nnameserver 169.254.1.53\noptions edns0\n",
             ),
-            ("nameserver 127.0.0.53\nnameserver ::1\n", out, "nameserver 169.254.1.53\n"),
-            ("nameserver 127.0.0.1\nnameserver 9.9.9.9\n", out, "nameserver 127.0.0.1\nnameserver 9.9.9.9\n"),
+            ("nameserver 127.0.0.53\nnameserver 127.0.0.54\n", out, "nameserver 169.254.1.53\n"),
+            ("nameserver ::1\n", out, "nameserver fd00:2::53\n"),
+            ("nameserver 127.0.0.1\nnameserver 9.9.9.9\n", out, "nameserver 169.254.1.53\nnameserver 9.9.9.9\n"),
+            ("nameserver 9.9.9.9\n", out, "nameserver 9.9.9.9\n"),
+            ("search a\n", out, "search a\nnameserver 169.254.1.53\n"),
             ("nameserver 127.0.0.53\n", None, "nameserver 127.0.0.53\n"),
         ] {
-            assert_eq!(reachable(host.to_owned(), resolver), expected, "{host:?}");
+            assert_eq!(reachable(host, resolvers), expected, "{host:?}");
         }
     }
 }

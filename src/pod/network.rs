@@ -1,7 +1,6 @@
 //! What pods have of the node's network: an interface and addresses each, where the node has a network for them.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::executor::client::Supervisor;
 use crate::network::cni::CniError;
-use crate::network::outbound::Outbound;
+use crate::network::outbound::{Outbound, Resolvers};
 use crate::network::ports::{HostPorts, PodPorts, PortMapping, PortsError};
 use crate::network::{Cidr, Network, NetworkError, PodNetwork, PodRequest};
 use crate::pod::context::{blocking, pod_modes};
@@ -77,9 +76,9 @@ impl PodNetworks {
         }
     }
 
-    /// Where pods reach the host's resolver when that listens on the host's loopback.
-    pub(crate) fn resolver(&self) -> Option<IpAddr> {
-        self.outbound.as_ref().map(|outbound| outbound.driver().resolver())
+    /// Where pods reach the host's resolvers when these listen on the host's loopback.
+    pub(crate) fn resolvers(&self) -> Option<Resolvers> {
+        self.outbound.as_ref().map(|outbound| outbound.driver().resolvers())
     }
 
     /// The host's resolv.conf may name another resolver now.

@@ -2,13 +2,13 @@
 //! one, in place, unless somebody in the pod has written into it since.
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use crate::network::outbound::Resolvers;
 use crate::pod::context::Context;
 use crate::pod::files;
 
@@ -23,11 +23,11 @@ const STACK_BYTES: usize = 128 << 10;
 
 /// Starts the thread that follows it; it ends with the daemon.
 pub(crate) fn follow(context: &Arc<Context>) {
-    let resolver = context.networks.resolver();
+    let resolvers = context.networks.resolvers();
     let context = Arc::downgrade(context);
     let work = move || {
-        let mut known = files::of_the_node(resolver);
-        while let Err(error) = watch(&context, resolver, &mut known) {
+        let mut known = files::of_the_node(resolvers);
+        while let Err(error) = watch(&context, resolvers, &mut known) {
             tracing::warn!(%error, "changes of {FILE} do not reach pods that run: tried again in a minute");
             std::thread::sleep(RETRY);
         }
@@ -39,7 +39,7 @@ pub(crate) fn follow(context: &Arc<Context>) {
 }
 
 /// Until the daemon ends. What changed while nobody watched is seen at the start.
-fn watch(context: &Weak<Context>, resolver: Option<IpAddr>, known: &mut String) -> nix::Result<()> {
+fn watch(context: &Weak<Context>, resolvers: Option<Resolvers>, known: &mut String) -> nix::Result<()> {
     loop {
         if context.strong_count() == 0 {
             return Ok(());
@@ -53,7 +53,7 @@ fn watch(context: &Weak<Context>, resolver: Option<IpAddr>, known: &mut String) 
         let Some(context) = context.upgrade() else { return Ok(()) };
         // Pods may go on asking at the same address: then it is the way out that asks another resolver.
         context.networks.follow_resolver();
-        let now = files::of_the_node(resolver);
+        let now = files::of_the_node(resolvers);
         if now != *known {
             renew(&context, known, &now);
             *known = now;

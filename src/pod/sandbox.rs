@@ -144,8 +144,8 @@ fn make_directories(
     files::private_directory(&state.join("containers"))?;
     files::private_directory(&state.join("shm"))?;
     let node_network = pod_modes(config).network == wire::NamespaceMode::Node;
-    let resolver = context.networks.resolver();
-    files::write(&state, config, hostname(config, &context.facts), node_network, resolver)?;
+    let resolvers = context.networks.resolvers();
+    files::write(&state, config, hostname(config, &context.facts), node_network, resolvers)?;
     user_namespace::ids(config).map_or(Ok(()), |ids| files::give_to(&state, ids))?;
     match config.log_directory.as_str() {
         "" => Ok(()),

@@ -8,7 +8,7 @@ use std::process::Command;
 /// Below this are the numbers that a child may be given descriptors at.
 const FIRST_FREE: i32 = 16;
 
-/// Makes the command's child join `namespaces`, in that order, and find `descriptor` at `number` when it is executed.
+/// Makes the command's child block no signal, join `namespaces`, in that order, and find `descriptor` at `number` when it is executed.
 /// Both are duplicated now. Everything else that is close-on-exec stays so.
 pub fn join_and_pass(
     command: &mut Command,
@@ -38,6 +38,8 @@ fn prepare(
     let namespaces = namespaces.iter().map(duplicate).collect::<io::Result<Vec<_>>>()?;
     let passed = passed.map(|(fd, number)| Ok::<_, io::Error>((duplicate(fd)?, number))).transpose()?;
     let prepare = move || {
+        // A program that is started with SIGTERM blocked does not hear it.
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
         for namespace in &namespaces {
             rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
         }

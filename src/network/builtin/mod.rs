@@ -22,10 +22,11 @@ use super::pool::Pool;
 use super::ports::{PortMapping, Protocol, RETURNING_MARK};
 use super::{Cidr, NetworkError, PodNetwork};
 
+pub use route::RouteSocket;
 pub use stand_in::stand_in;
 pub use thread::BuiltinThread;
 
-use route::{Ends, RouteSocket};
+use route::Ends;
 use rules::{PodRules, Rules};
 
 /// With the network's name before it, the bridge's.
