@@ -9,8 +9,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -23,6 +23,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 const ANSWER_BYTES: usize = 32 << 10;
 
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+/// Frames to 01:80:c2:00:00:03 and up to :0f go the way of all others, past the node's rules. By itself the kernel takes
+/// those to :0e (LLDP) for the node without asking a rule; those to :00 to :02 it does not let be changed.
+const LINK_LOCAL_GROUPS: u16 = 0xfff8;
 
 /// Addresses of no machine (RFC 5737, RFC 3849): what leads there is the way to the rest of the world.
 const ELSEWHERE: [IpAddr; 2] =
@@ -140,14 +144,16 @@ impl RouteSocket {
     /// Makes the bridge unless it is there; answers its index. With an address of its own it does not change to that
     /// of the pod that has the lowest.
     pub fn ensure_bridge(&mut self, name: &str, hardware_address: Option<[u8; 6]>) -> io::Result<u32> {
-        if self.link_index(name)?.is_none() {
-            let mut link = LinkMessage::default();
-            link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-            link.attributes.extend(hardware_address.map(|mac| LinkAttribute::Address(mac.to_vec())));
-            link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
-            up(&mut link);
-            self.batch(vec![(RouteNetlinkMessage::NewLink(link), CREATE)])?;
-        }
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let is_new = self.link_index(name)?.is_none();
+        link.attributes.extend(hardware_address.filter(|_| is_new).map(|mac| LinkAttribute::Address(mac.to_vec())));
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::GroupFwdMask(LINK_LOCAL_GROUPS)])),
+        ]));
+        up(&mut link);
+        self.batch(vec![(RouteNetlinkMessage::NewLink(link), if is_new { CREATE } else { 0 })])?;
         self.link_index(name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
