@@ -65,6 +65,8 @@ pub struct PodRules {
     pub hardware_address: Option<[u8; 6]>,
     pub addresses: Vec<IpAddr>,
     pub ports: Vec<PortMapping>,
+    /// Of which its addresses are; none: not known.
+    pub ranges: Vec<Cidr>,
 }
 
 /// See the module. Lives in the network thread.
@@ -97,8 +99,25 @@ impl Rules {
     }
 
     pub fn set_ranges(&mut self, cidrs: Vec<Cidr>) -> io::Result<()> {
+        let is_new = self.cidrs != cidrs;
         self.cidrs = cidrs;
-        if self.written { self.write() } else { Ok(()) }
+        if is_new && self.written { self.write() } else { Ok(()) }
+    }
+
+    /// Whether the kernel was told.
+    pub fn are_written(&self) -> bool {
+        self.written
+    }
+
+    /// Tables that the kernel was told of, and that somebody took away, are written again.
+    pub fn look_after(&mut self) -> io::Result<()> {
+        let tables = [INET, BRIDGE].into_iter().filter(|table| self.guards || *table != BRIDGE);
+        let mut missing = tables.map(|table| self.way.has_table(&self.name, table).map(|has| !has));
+        if !self.written || !missing.try_fold(false, |any, is| is.map(|is| any || is))? {
+            return Ok(());
+        }
+        tracing::warn!("the rules of the node's network are gone (nftables): they are written again");
+        self.write()
     }
 
     /// Takes note of a pod without telling the kernel: [`Rules::write`] follows.
@@ -446,8 +465,14 @@ mod tests {
         let addresses = ["10.0.0.2", "fd00::2"].map(|a| a.parse().expect("an address")).to_vec();
         let count = |host| {
             let ports = vec![port(host)];
-            elements(&PodRules { interface: "ck0".into(), hardware_address: None, addresses: addresses.clone(), ports })
-                .len()
+            elements(&PodRules {
+                interface: "ck0".into(),
+                hardware_address: None,
+                addresses: addresses.clone(),
+                ports,
+                ranges: Vec::new(),
+            })
+            .len()
         };
         assert_eq!((count(None), count(Some("192.0.2.1")), count(Some("127.0.0.1")), count(Some("::1"))), (2, 1, 0, 0));
     }
