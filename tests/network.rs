@@ -359,3 +359,92 @@ fn an_interface_whose_bridge_was_removed_is_at_the_next_one() {
         network.tear_down(&pod.id).await.expect("torn down");
     });
 }
+
+#[test]
+fn what_is_taken_away_from_outside_is_put_back() {
+    inside("what_is_taken_away_from_outside_is_put_back", || async {
+        let network = network();
+        let (one, two, three) = (Pod::start(), Pod::start(), Pod::start());
+        network.set_up(one.request()).await.expect("set up");
+        let reaches = |pod: &Pod| pod.run("ping -c1 -W5 10.77.0.1") && pod.run("ping -c1 -W5 fdc7:1cce:7::1");
+        assert!(reaches(&one));
+        let removed = || Command::new("ip").args(["link", "del", "cricket0"]).status().expect("ip runs").success();
+        assert!(removed() && !one.run("ping -c1 -W1 10.77.0.1"));
+        let second = network.set_up(two.request()).await.expect("the bridge is made anew");
+        assert!(reaches(&two) && reaches(&one), "the pod that lived is at the new bridge");
+        assert!(one.run(&format!("ping -c1 -W5 {}", second.addresses[0])));
+
+        // Status notices too, and nobody's rules are missed for longer.
+        assert!(removed());
+        nft(&["flush", "ruleset"]);
+        assert_eq!(network.missing().await, None);
+        assert!(reaches(&one) && reaches(&two));
+        assert!(nft(&["list", "table", "inet", "cricket"]).contains("masquerade"));
+        assert!(nft(&["list", "table", "bridge", "cricket"]).contains(&second.node_interface));
+        network.set_up(three.request()).await.expect("set up");
+        assert!(reaches(&three));
+    });
+}
+
+#[test]
+fn ranges_that_cannot_be_pods_are_refused_and_those_that_were_serve_the_pods_that_have_them() {
+    let name = "ranges_that_cannot_be_pods_are_refused_and_those_that_were_serve_the_pods_that_have_them";
+    inside(name, || async {
+        let uplink = "ip link add up0 mtu 1380 type bridge && ip addr add 198.51.100.1/24 dev up0 && ip link set up0 up \
+            && ip route add default via 198.51.100.2 && ip route add 10.96.0.0/16 via 198.51.100.3";
+        assert!(Command::new("sh").args(["-c", uplink]).status().expect("sh runs").success());
+        let network = network();
+        let early = Pod::start();
+        let had = network.set_up(early.request()).await.expect("set up");
+        let change = |text: &str| {
+            let cidrs = text.split(',').map(|range| range.parse().expect("a range")).collect();
+            let network = network.clone();
+            async move { network.change_ranges(cidrs).await.map_err(|error| error.to_string()) }
+        };
+        let addresses = || {
+            let output = Command::new("ip").args(["-o", "addr", "show", "dev", "cricket0", "scope", "global"]).output();
+            String::from_utf8(output.expect("ip runs").stdout).expect("text")
+        };
+        let before = (addresses(), nft(&["list", "ruleset"]));
+        for (range, named) in [
+            ("127.0.0.0/8", "loopback"),
+            ("224.0.0.0/4", "multicast"),
+            ("0.0.0.0/1", "127.0.0.0/8"),
+            ("255.255.255.0/24", "reserved"),
+            ("fe80::/64", "link-local"),
+            ("198.51.100.0/25", "up0"),
+            ("198.51.0.0/16", "up0"),
+            ("10.96.0.0/15", "10.96.0.0/16"),
+        ] {
+            let refused = change(range).await.expect_err(range);
+            assert!(refused.contains(named) && refused.contains(range), "{range}: {refused}");
+        }
+        assert_eq!((addresses(), nft(&["list", "ruleset"])), before, "nothing was changed");
+
+        // Addresses that nothing else stands at: the way to the rest of the world is not lo.
+        change("192.0.2.0/24").await.expect("a range");
+        let one = Pod::start();
+        network.set_up(one.request()).await.expect("set up");
+        assert!(one.run("ip -o link show eth0 | grep -q 'mtu 1[0-9]* '"), "{}", links());
+        network.tear_down(&one.id).await.expect("torn down");
+
+        // A part of what is reached by way of a gateway.
+        change("10.96.7.0/24,fdc7:1cce:8::/64").await.expect("ranges");
+        assert!(!addresses().contains("192.0.2.1"), "{}", addresses());
+        assert!(addresses().contains("10.77.0.1/16") && addresses().contains("10.96.7.1/24"), "{}", addresses());
+        let rules = nft(&["list", "table", "inet", "cricket"]);
+        for range in ["10.77.0.0/16", "10.96.7.0/24", "fdc7:1cce:7::/64", "fdc7:1cce:8::/64"] {
+            assert_eq!(rules.matches(&format!("saddr {range}")).count(), 2, "{range}: {rules}");
+        }
+        assert!(early.run("ping -c1 -W5 10.77.0.1"));
+        // The daemon is started anew, with the kubelet's ranges; then the last pod of the earlier ones ends.
+        let network = named("cricket", &["10.96.7.0/24", "fdc7:1cce:8::/64"]);
+        network.adopt(&early.id, &had, Vec::new()).await.expect("adopted");
+        network.settle(Vec::new()).await.expect("settled");
+        assert!(early.run("ping -c1 -W5 10.77.0.1"));
+        assert!(nft(&["list", "table", "inet", "cricket"]).contains("saddr 10.77.0.0/16"));
+        network.tear_down(&early.id).await.expect("torn down");
+        assert!(!addresses().contains("10.77.0.1") && addresses().contains("10.96.7.1/24"), "{}", addresses());
+        assert!(!nft(&["list", "table", "inet", "cricket"]).contains("10.77.0.0"));
+    });
+}

@@ -275,6 +275,116 @@ fn a_pod_cannot_speak_in_anothers_name_nor_take_the_bridge_down() {
     });
 }
 
+impl Pod {
+    /// Sends a frame, in hexadecimal digits, from its end of the pair as a raw socket does.
+    fn sends_frame(&self, digits: &str) {
+        let send = format!(
+            "index=$(ip -o link show eth0 | cut -d: -f1); perl -e 'socket(S, 17, 3, 0x300) or die; \
+            bind(S, pack(\"SnlSCCx8\", 17, 3, '$index', 0, 0, 0)) or die; defined(send(S, pack(\"H*\", \"{digits}\"), 0)) or die'"
+        );
+        assert!(self.run(&send), "perl sends a frame");
+    }
+}
+
+fn digits(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// With its checksum (RFC 1071), behind whatever must stand before it.
+fn summed(before: &[u8], mut header: Vec<u8>, at: usize) -> Vec<u8> {
+    let all = [before, &header].concat();
+    let sum = all.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum::<u32>();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let sum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    header[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    header
+}
+
+/// An IPv4 datagram to the node's port.
+fn datagram(from: [u8; 4], port: u16, text: &[u8; 8]) -> Vec<u8> {
+    let header = [&[0x45, 0, 0, 36, 0, 1, 0, 0, 64, 17, 0, 0][..], &from, &[10, 77, 0, 1]].concat();
+    let udp = [&[0x15, 0xb3][..], &port.to_be_bytes(), &[0, 16, 0, 0], text].concat();
+    [summed(&[], header, 10), udp].concat()
+}
+
+#[test]
+fn frames_to_the_next_bridge_alone_go_past_no_rule() {
+    inside("frames_to_the_next_bridge_alone_go_past_no_rule", || async {
+        let network = network().await;
+        let (victim, hostile, third) = (Pod::start(), Pod::start(), Pod::start());
+        let of_victim = connected(&network, &victim, Vec::new()).await;
+        let of_hostile = connected(&network, &hostile, Vec::new()).await;
+        connected(&network, &third, Vec::new()).await;
+        assert!(victim.pings("10.77.0.1") && third.pings(of_victim.addresses[0]) && hostile.pings("10.77.0.1"));
+        let server = std::net::UdpSocket::bind("0.0.0.0:7779").expect("a port");
+        server.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        let mac = |pod: &PodNetwork| pod.hardware_address.expect("known");
+        for last in 0..16_u8 {
+            let to = [0x01, 0x80, 0xc2, 0, 0, last];
+            hostile.sends_frame(&digits([&to[..], &mac(&of_victim), &[0x88, 0xcc], &[0; 46]].concat()));
+            let falsely = datagram([203, 0, 113, 7], 7779, b"falsely!");
+            hostile.sends_frame(&digits([&to[..], &mac(&of_hostile), &[8, 0], &falsely].concat()));
+        }
+        let learned = said(&format!("bridge fdb show br cricket0 | grep -i {}", {
+            let parts: Vec<String> = mac(&of_victim).iter().map(|byte| format!("{byte:02x}")).collect();
+            parts.join(":")
+        }));
+        assert!(
+            learned.contains(&of_victim.node_interface) && !learned.contains(&of_hostile.node_interface),
+            "{learned}"
+        );
+        assert!(third.pings(of_victim.addresses[0]), "frames for the victim go to the victim");
+        // What it says in its own name arrives, and before it nothing did.
+        let own = match of_hostile.addresses[0] {
+            std::net::IpAddr::V4(own) => own.octets(),
+            std::net::IpAddr::V6(_) => panic!("the first address is of IPv4"),
+        };
+        let bridge = [0x0a, 0x58, 10, 77, 0, 1];
+        let honest = datagram(own, 7779, b"honestly");
+        hostile.sends_frame(&digits([&bridge[..], &mac(&of_hostile), &[8, 0], &honest].concat()));
+        let mut heard = [0; 64];
+        let (length, from) = server.recv_from(&mut heard).expect("a datagram");
+        assert_eq!((&heard[..length], from.ip()), (&b"honestly"[..], of_hostile.addresses[0]));
+    });
+}
+
+#[test]
+fn a_pod_cannot_keep_an_address_from_the_next_by_asking_for_it() {
+    inside("a_pod_cannot_keep_an_address_from_the_next_by_asking_for_it", || async {
+        let network = network().await;
+        let (listener, hostile) = (Pod::start(), Pod::start());
+        let of_listener = connected(&network, &listener, Vec::new()).await;
+        let of_hostile = connected(&network, &hostile, Vec::new()).await;
+        assert!(hostile.pings(of_listener.addresses[1]));
+        // Another's address is asked for (RFC 4862, 5.4.3), over and over while that one makes sure that it is nobody's.
+        let mac = of_hostile.hardware_address.expect("known");
+        let asks_for = |wanted: [u8; 6]| {
+            let end = [wanted[3], wanted[4], wanted[5]];
+            let target =
+                [&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, wanted[0] ^ 2, wanted[1], wanted[2], 0xff, 0xfe][..], &end].concat();
+            let group = [&[0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff][..], &end].concat();
+            let pseudo = [&[0; 16][..], &group, &[0, 0, 0, 24, 0, 0, 0, 58]].concat();
+            let message = summed(&pseudo, [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target].concat(), 2);
+            let header = [&[0x60, 0, 0, 0, 0, 24, 58, 255][..], &[0; 16], &group].concat();
+            digits([&[0x33, 0x33, 0xff][..], &end, &mac, &[0x86, 0xdd], &header, &message].concat())
+        };
+        let victims = of_listener.hardware_address.expect("known");
+        let count = |asked: [u8; 6]| {
+            let [_, _, _, a, b, c] = asked;
+            let from = format!("iifname {} ip6 daddr ff02::1:ff{a:02x}:{b:02x}{c:02x}", of_hostile.node_interface);
+            run(&format!("nft add rule bridge counts heard icmpv6 type nd-neighbor-solicit {from} counter"))
+        };
+        let chain = "'{ type filter hook prerouting priority 0; }'";
+        assert!(run(&format!("nft add table bridge counts && nft add chain bridge counts heard {chain}")));
+        assert!(count(victims) && count(mac));
+        hostile.sends_frame(&asks_for(victims));
+        hostile.sends_frame(&asks_for(mac));
+        let passed = said("nft list chain bridge counts heard | grep -o 'packets [0-9]*'");
+        let passed: Vec<bool> = passed.lines().map(|line| line != "packets 0").collect();
+        assert_eq!(passed, [false, true], "for another's address, and for its own");
+    });
+}
+
 #[test]
 fn a_pod_does_not_reach_services_at_the_nodes_loopback_addresses() {
     inside("a_pod_does_not_reach_services_at_the_nodes_loopback_addresses", || async {
@@ -388,6 +498,25 @@ fn by_datagram(from: &str, address: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&said[..length]).into_owned())
 }
 
+/// Nobody answers at it.
+const FLOODED: u16 = 9090;
+/// More than the forwarder has flows for.
+const FLOOD: u16 = 12_000;
+
+/// Every datagram to the flooded port is another client's; those of the other port at `address` are answered all the while.
+fn flood_beside(address: &str) {
+    for number in 0..FLOOD {
+        let [high, low] = number.to_be_bytes();
+        let client = std::net::UdpSocket::bind(std::net::SocketAddr::from(([127, 1, high, low], 5000)))
+            .expect("a loopback address");
+        client.send_to(b"flood", std::net::SocketAddr::from(([127, 0, 0, 1], FLOODED))).expect("sent");
+        // As many as a socket holds.
+        if number % 64 == 0 {
+            assert_eq!(by_datagram("127.0.0.1:0", address).as_deref(), Some("10.77.0.1"), "after {number} datagrams");
+        }
+    }
+}
+
 /// The namespaces of the test stand for the host; the node is behind them.
 #[test]
 fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_names() {
@@ -406,9 +535,9 @@ fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_na
         };
         let ports = start();
         let (pod, other) = (Pod::start(), PodId::random());
-        let mappings = [Protocol::Tcp, Protocol::Udp]
-            .map(|protocol| PortMapping { protocol, host: None, host_port: 8080, pod_port: 80 })
-            .to_vec();
+        let mapping = |protocol, host_port, pod_port| PortMapping { protocol, host: None, host_port, pod_port };
+        let flooded = mapping(Protocol::Udp, FLOODED, 81);
+        let mappings = vec![mapping(Protocol::Tcp, 8080, 80), mapping(Protocol::Udp, 8080, 80), flooded];
         let wanted = || PodPorts { whom: "default/web".into(), mappings: mappings.clone() };
         ports.reserve(&pod.id, wanted()).await.expect("free ports");
         let made = network.set_up(request(&pod.id, pod.namespace(), mappings.clone())).await.expect("set up");
@@ -426,6 +555,7 @@ fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_na
             }
         };
         check("at first");
+        flood_beside("127.0.0.1:8080");
         let refused = ports.reserve(&other, wanted()).await.expect_err("taken").to_string();
         assert!(refused.contains("taken by pod default/web"), "{refused}");
 

@@ -41,6 +41,9 @@ use ports::{Destination, PortMapping};
 
 pub use cidr::{Cidr, CidrError};
 
+/// Name of a pod's interface inside the pod.
+const POD_INTERFACE: &str = "eth0";
+
 /// What went wrong with a pod's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -67,6 +70,14 @@ pub enum NetworkError {
         range: Cidr,
         /// The other's.
         bridge: String,
+    },
+    /// Pods cannot have it on this node.
+    #[error("pod network: the range {range} {why}: name another")]
+    Range {
+        /// Which.
+        range: Cidr,
+        /// What is wrong with it.
+        why: String,
     },
     /// Somebody made our user namespace and left us the network of another.
     #[error(
@@ -117,6 +128,9 @@ pub struct PodNetwork {
     pub node_interface: String,
     /// The first is the pod's primary. Of the built-in network one a family.
     pub addresses: Vec<IpAddr>,
+    /// Of which the built-in network gave them. None: an earlier release did not note them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<Cidr>,
     /// Of the interface inside; none: unknown, an earlier release made it.
     #[serde(default)]
     pub hardware_address: Option<[u8; 6]>,
@@ -207,9 +221,14 @@ impl Network {
         let cni = &self.shared.cni;
         match cni.configured() {
             Ok(Some(list)) => cni.check_ready(&list).await.err(),
-            Ok(None) => self.builtin().await.err().map(|error| error.to_string()),
+            Ok(None) => self.looked_after().await.err().map(|error| error.to_string()),
             Err(error) => Some(error.to_string()),
         }
+    }
+
+    /// The built-in network runs, and has what it made.
+    async fn looked_after(&self) -> Result<(), NetworkError> {
+        self.builtin().await?.look_after().await
     }
 
     /// Gives the pod an interface `eth0`, addresses, routes and its host ports on the node's addresses, by the network
@@ -272,10 +291,19 @@ impl Network {
         self.shared.cni.check_all().await;
     }
 
-    /// From now on new pods get addresses of `cidrs`; pods that run keep theirs.
+    /// From now on new pods get addresses of `cidrs`; pods that run keep theirs. Ranges that cannot be pods' are
+    /// refused, and nothing is changed.
     pub async fn change_ranges(&self, cidrs: Vec<Cidr>) -> Result<(), NetworkError> {
+        if let Some((range, what)) = cidrs.iter().find_map(|range| Some((*range, range.unusable()?))) {
+            return Err(NetworkError::Range { range, why: format!("has {what}") });
+        }
+        // Plugins' own interfaces have addresses of these ranges: then the bridge is not for new pods.
+        let is_for_plugins = !matches!(self.shared.cni.configured(), Ok(None));
         if let Some(running) = self.running_builtin().await {
-            running.change_ranges(cidrs.clone()).await?;
+            match running.change_ranges(cidrs.clone()).await {
+                Err(NetworkError::Range { .. } | NetworkError::Shared { .. }) if is_for_plugins => {}
+                other => other?,
+            }
         }
         let mut state = self.shared.builtin.lock().await;
         (state.cidrs, state.of_kubelet) = (cidrs, true);

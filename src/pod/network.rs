@@ -271,7 +271,7 @@ impl From<NetworkError> for PodError {
         let kind = match &error {
             NetworkError::Cni(error) if error.is_temporary() => PodErrorKind::Unavailable,
             NetworkError::Cni(CniError::Deadline { .. }) => PodErrorKind::DeadlineExceeded,
-            NetworkError::Cni(CniError::Request(_)) => PodErrorKind::Invalid,
+            NetworkError::Cni(CniError::Request(_)) | NetworkError::Range { .. } => PodErrorKind::Invalid,
             NetworkError::Kernel { source, .. } if kernel::is_exhausted(source) => PodErrorKind::ResourceExhausted,
             NetworkError::Kernel { .. } | NetworkError::Cni(_) => PodErrorKind::Internal,
             NetworkError::Exhausted(_) => PodErrorKind::ResourceExhausted,

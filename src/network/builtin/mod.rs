@@ -2,6 +2,7 @@
 
 mod connections;
 mod nftables;
+mod ranges;
 mod route;
 mod rules;
 mod stand_in;
@@ -20,7 +21,7 @@ use crate::sys::namespace::Namespace;
 
 use super::pool::Pool;
 use super::ports::{PortMapping, Protocol, RETURNING_MARK};
-use super::{Cidr, NetworkError, PodNetwork};
+use super::{Cidr, NetworkError, POD_INTERFACE, PodNetwork};
 
 pub use route::RouteSocket;
 pub use stand_in::stand_in;
@@ -34,9 +35,6 @@ const BRIDGE_NUMBER: char = '0';
 
 /// Begins the name of every daemon's network.
 const NETWORK_PREFIX: &str = "cricket";
-
-/// Name of a pod's interface inside the pod.
-const POD_INTERFACE: &str = "eth0";
 
 /// Digits of the pod's id in the name of the interface at the bridge: with the prefix, what the kernel allows.
 const NAME_DIGITS: usize = 13;
@@ -70,6 +68,8 @@ pub struct Builtin {
 struct Bridge {
     name: String,
     index: u32,
+    /// Pods keep it in mind: a bridge that takes its place has it too.
+    hardware_address: Option<[u8; 6]>,
 }
 
 fn bridge_of(name: &str) -> String {
@@ -131,14 +131,14 @@ impl Builtin {
         let made = route.ensure_bridge(&bridge, own);
         let index = made.map_err(NetworkError::kernel(format!("make the bridge {bridge}")))?;
         let (rules, pods) = (Rules::new(&name, &bridge), HashMap::new());
-        let bridge = Bridge { name: bridge, index };
+        let bridge = Bridge { name: bridge, index, hardware_address: own };
         let mut network = Self { node, route, bridge, cidrs: Vec::new(), pool: Pool::default(), rules, pods, mtu };
         network.forward()?;
         if forwarded {
             let routed = network.route.local_by_mark(RETURNING_MARK, RETURNING_TABLE);
             routed.map_err(NetworkError::kernel("route what returns to the forwarder of host ports"))?;
         }
-        network.change_ranges(cidrs)?;
+        network.begin_with(cidrs)?;
         Ok(network)
     }
 
@@ -155,36 +155,6 @@ impl Builtin {
         Ok(())
     }
 
-    /// See [`super::Network::change_ranges`].
-    pub fn change_ranges(&mut self, cidrs: Vec<Cidr>) -> Result<(), NetworkError> {
-        self.refuse_others(&cidrs)?;
-        let Bridge { name, index } = &self.bridge;
-        for cidr in &cidrs {
-            self.route
-                .add_address(*index, cidr.gateway(), cidr.bits())
-                .map_err(NetworkError::kernel(format!("give the bridge {name} the address {}", cidr.gateway())))?;
-        }
-        self.rules.set_ranges(cidrs.clone()).map_err(rules_failed)?;
-        self.cidrs = cidrs;
-        Ok(())
-    }
-
-    /// Another daemon's pods in this network namespace have addresses of their own.
-    fn refuse_others(&mut self, cidrs: &[Cidr]) -> Result<(), NetworkError> {
-        let failed = || NetworkError::kernel("look for other bridges of this network namespace");
-        for (link, address) in self.route.addresses().map_err(failed())? {
-            let Some(range) = cidrs.iter().find(|cidr| cidr.contains(address)) else { continue };
-            if link == self.bridge.index {
-                continue;
-            }
-            let name = self.route.link_name(link).map_err(failed())?.unwrap_or_default();
-            if is_bridge(&name) {
-                return Err(NetworkError::Shared { range: *range, bridge: name });
-            }
-        }
-        Ok(())
-    }
-
     /// Gives the pod an interface `eth0` in `namespace`, addresses, default routes, and its host ports on the node's
     /// addresses. After an error nothing is left.
     pub fn set_up(
@@ -196,14 +166,19 @@ impl Builtin {
         let addresses = self.pool.take(pod, &self.cidrs)?;
         let hardware_address = hardware_address(&addresses);
         let interface = node_interface(pod);
-        let rules = PodRules { interface, hardware_address, addresses: addresses.clone(), ports: ports.to_vec() };
-        let result = self.connect(pod, namespace, &rules);
+        let (ports, ranges) = (ports.to_vec(), self.cidrs.clone());
+        let rules = PodRules { interface, hardware_address, addresses: addresses.clone(), ports, ranges };
+        let mut result = self.connect(pod, namespace, &rules);
+        if result.is_err() && self.has_lost_bridge() {
+            result = self.restore().and_then(|()| self.connect(pod, namespace, &rules));
+        }
         if result.is_err() {
             let _ = self.tear_down(pod);
         }
         result?;
-        let node_interface = rules.interface;
-        Ok(PodNetwork { interface: POD_INTERFACE.to_owned(), node_interface, addresses, hardware_address, cni: None })
+        let PodRules { interface: node_interface, ranges, .. } = rules;
+        let interface = POD_INTERFACE.to_owned();
+        Ok(PodNetwork { interface, node_interface, addresses, ranges, hardware_address, cni: None })
     }
 
     fn connect(&mut self, pod: &PodId, namespace: &OwnedFd, rules: &PodRules) -> Result<(), NetworkError> {
@@ -211,7 +186,7 @@ impl Builtin {
         self.rules.add(pod, rules).map_err(rules_failed)?;
         self.pods.insert(pod.clone(), rules.clone());
         forget_before(rules);
-        let mtu = self.route.uplink_mtu().ok().flatten().or(self.mtu);
+        let mtu = self.route.uplink_mtu(self.bridge.index).ok().flatten().or(self.mtu);
         let name = &rules.interface;
         let ends = Ends {
             name,
@@ -244,6 +219,7 @@ impl Builtin {
             hardware_address: network.hardware_address,
             addresses: network.addresses.clone(),
             ports: ports.to_vec(),
+            ranges: network.ranges.clone(),
         };
         self.rules.adopt(pod, &rules);
         self.pods.insert(pod.clone(), rules);
@@ -251,16 +227,20 @@ impl Builtin {
 
     /// See [`super::Network::settle`].
     pub fn settle(&mut self, others: &[PodId]) -> Result<(), NetworkError> {
-        self.rules.write().map_err(rules_failed)?;
-        let failed =
-            || NetworkError::kernel(format!("look for what earlier pods left at the bridge {}", self.bridge.name));
-        let ports = self.route.ports_of(self.bridge.index).map_err(failed())?;
-        // Whoever removed the bridge under them left them without one.
-        for pod in self.pods.values().filter(|pod| !ports.contains(&pod.interface)) {
-            if let Err(error) = self.route.attach(&pod.interface, self.bridge.index) {
-                tracing::error!(%error, "a pod is cut off: its interface {} is gone; remove the pod", pod.interface);
-            }
+        let ranges = self.ranges_of_bridge()?;
+        // An earlier release did not note them.
+        for pod in self.pods.values_mut().filter(|pod| pod.ranges.is_empty()) {
+            let has = |range: &&Cidr| pod.addresses.iter().any(|address| range.contains(*address));
+            pod.ranges = ranges.iter().filter(has).copied().collect();
         }
+        let served = self.served();
+        self.give_addresses(&served)?;
+        self.rules.set_ranges(served).and_then(|()| self.rules.write()).map_err(rules_failed)?;
+        self.drop_unserved()?;
+        let bridge = self.bridge.name.clone();
+        let failed = || NetworkError::kernel(format!("look for what earlier pods left at the bridge {bridge}"));
+        let ports = self.route.ports_of(self.bridge.index).map_err(failed())?;
+        self.attach_all_but(&ports);
         for name in ports {
             let mut others = others.iter().map(node_interface);
             let is_known = self.pods.values().any(|pod| pod.interface == name) || others.any(|other| other == name);
@@ -270,8 +250,43 @@ impl Builtin {
             }
         }
         let has = |address| self.pods.values().any(|pod| pod.addresses.contains(&address));
-        let is_pods = |address| self.cidrs.iter().any(|cidr| cidr.contains(address));
+        let served = self.served();
+        let is_pods = |address| served.iter().any(|cidr| cidr.contains(address));
         forget(|flow| flow.is_led_elsewhere() && is_pods(flow.reply.source) && !has(flow.reply.source));
+        Ok(())
+    }
+
+    /// Whoever removed the bridge under them left pods without one.
+    fn attach_all_but(&mut self, ports: &[String]) {
+        for pod in self.pods.values().filter(|pod| !ports.contains(&pod.interface)) {
+            if let Err(error) = self.route.attach(&pod.interface, self.bridge.index) {
+                tracing::error!(%error, "a pod is cut off: its interface {} is gone; remove the pod", pod.interface);
+            }
+        }
+    }
+
+    /// What somebody took away from outside is put back: the bridge, or the rules, as a firewall takes them when it is
+    /// started anew.
+    pub fn look_after(&mut self) -> Result<(), NetworkError> {
+        if self.has_lost_bridge() {
+            self.restore()?;
+        }
+        self.rules.look_after().map_err(rules_failed)
+    }
+
+    fn has_lost_bridge(&mut self) -> bool {
+        let Bridge { name, index, .. } = &self.bridge;
+        self.route.link_name(*index).is_ok_and(|found| found.as_ref() != Some(name))
+    }
+
+    /// Makes the bridge anew, with all that was at it.
+    fn restore(&mut self) -> Result<(), NetworkError> {
+        let Bridge { name, hardware_address, .. } = &self.bridge;
+        tracing::warn!("the bridge {name} is gone: it is made anew, and the pods are connected to it again");
+        let made = self.route.ensure_bridge(name, *hardware_address);
+        self.bridge.index = made.map_err(NetworkError::kernel(format!("make the bridge {name}")))?;
+        self.give_addresses(&self.served())?;
+        self.attach_all_but(&[]);
         Ok(())
     }
 
@@ -280,6 +295,13 @@ impl Builtin {
         self.pool.release(pod);
         let had = self.pods.remove(pod);
         let ruled = self.rules.remove(pod).map_err(rules_failed);
+        let is_earlier = |range: &&Cidr| !self.cidrs.contains(range);
+        let mut earlier = had.iter().flat_map(|pod| &pod.ranges).filter(is_earlier);
+        if earlier.any(|range| !self.served().contains(range))
+            && let Err(error) = self.drop_unserved()
+        {
+            tracing::warn!(%error, "the bridge still has an address of a range that no pod has any more");
+        }
         if let Some(had) = had.filter(has_datagrams) {
             forget(|flow| flow.is_led_elsewhere() && had.addresses.contains(&flow.reply.source));
         }

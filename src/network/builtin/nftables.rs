@@ -19,6 +19,7 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
 const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
@@ -228,6 +229,19 @@ pub struct Element {
     pub data: Option<Vec<u8>>,
 }
 
+fn message(kind: u16, flags: u16, sequence: u32, family: [u8; 2], resource: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
+    let body = attributes.concat();
+    let mut bytes = (20 + body.len() as u32).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend((REQUEST | flags).to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(family);
+    bytes.extend(resource.to_be_bytes());
+    bytes.extend(body);
+    bytes
+}
+
 /// Messages of one transaction.
 pub struct Batch<'a> {
     /// Of its tables.
@@ -248,17 +262,9 @@ impl<'a> Batch<'a> {
     }
 
     fn push(&mut self, kind: u16, flags: u16, family: u8, resource: u16, attributes: &[Vec<u8>]) {
-        let body = attributes.concat();
         self.sequence += 1;
         self.last = self.bytes.len();
-        self.bytes.extend((20 + body.len() as u32).to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend((REQUEST | flags).to_ne_bytes());
-        self.bytes.extend(self.sequence.to_ne_bytes());
-        self.bytes.extend(0u32.to_ne_bytes());
-        self.bytes.extend([family, 0]);
-        self.bytes.extend(resource.to_be_bytes());
-        self.bytes.extend(body);
+        self.bytes.extend(message(kind, flags, self.sequence, [family, 0], resource, attributes));
     }
 
     fn add(&mut self, kind: u16, flags: u16, table: Table, attributes: &[Vec<u8>]) {
@@ -360,6 +366,23 @@ impl<'a> Batch<'a> {
 pub struct Way(RefCell<Option<Socket>>);
 
 impl Way {
+    /// Whether the kernel has the table.
+    pub fn has_table(&self, name: &str, table: Table) -> io::Result<bool> {
+        let socket = self.take()?;
+        let question = message(GET_TABLE, 0, 0, [table.family, 0], 0, &[text(1, name)]);
+        socket.send_to(&question, &SocketAddr::new(0, 0), 0)?;
+        let (answer, _) = socket.recv_from_full()?;
+        let has = match answer.get(4..6) {
+            Some(kind) if kind == NEW_TABLE.to_ne_bytes() => true,
+            _ => match acknowledged(&answer) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => false,
+                other => other.map(|()| true)?,
+            },
+        };
+        self.0.replace(Some(socket));
+        Ok(has)
+    }
+
     fn take(&self) -> io::Result<Socket> {
         if let Some(open) = self.0.take() {
             return Ok(open);

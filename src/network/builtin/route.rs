@@ -9,8 +9,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -19,10 +19,16 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+use crate::network::Cidr;
+
 /// Bytes of one answer of the kernel.
 const ANSWER_BYTES: usize = 32 << 10;
 
 const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+/// Frames to 01:80:c2:00:00:03 and up to :0f go the way of all others, past the node's rules. By itself the kernel takes
+/// those to :0e (LLDP) for the node without asking a rule; those to :00 to :02 it does not let be changed.
+const LINK_LOCAL_GROUPS: u16 = 0xfff8;
 
 /// Addresses of no machine (RFC 5737, RFC 3849): what leads there is the way to the rest of the world.
 const ELSEWHERE: [IpAddr; 2] =
@@ -41,6 +47,16 @@ pub struct Ends<'a> {
     pub hardware_address: Option<[u8; 6]>,
     /// Of both; none: the kernel's choice.
     pub mtu: Option<u32>,
+}
+
+/// A way to others.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// Index of the link.
+    pub link: u32,
+    pub to: Cidr,
+    /// Those others are at the link, not behind a gateway.
+    pub is_direct: bool,
 }
 
 /// A netlink socket of the namespace in which it was opened.
@@ -140,20 +156,34 @@ impl RouteSocket {
     /// Makes the bridge unless it is there; answers its index. With an address of its own it does not change to that
     /// of the pod that has the lowest.
     pub fn ensure_bridge(&mut self, name: &str, hardware_address: Option<[u8; 6]>) -> io::Result<u32> {
-        if self.link_index(name)?.is_none() {
-            let mut link = LinkMessage::default();
-            link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-            link.attributes.extend(hardware_address.map(|mac| LinkAttribute::Address(mac.to_vec())));
-            link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
-            up(&mut link);
-            self.batch(vec![(RouteNetlinkMessage::NewLink(link), CREATE)])?;
-        }
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let is_new = self.link_index(name)?.is_none();
+        link.attributes.extend(hardware_address.filter(|_| is_new).map(|mac| LinkAttribute::Address(mac.to_vec())));
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::GroupFwdMask(LINK_LOCAL_GROUPS)])),
+        ]));
+        up(&mut link);
+        self.batch(vec![(RouteNetlinkMessage::NewLink(link), if is_new { CREATE } else { 0 })])?;
         self.link_index(name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Adds an address without duplicate detection; that it is there already is fine.
     pub fn add_address(&mut self, link: u32, address: IpAddr, bits: u8) -> io::Result<()> {
         self.batch(vec![(address_message(link, address, bits), NLM_F_CREATE | NLM_F_REPLACE)])
+    }
+
+    /// That there is no such address is fine.
+    pub fn remove_address(&mut self, link: u32, address: IpAddr, bits: u8) -> io::Result<()> {
+        let message = match address_message(link, address, bits) {
+            RouteNetlinkMessage::NewAddress(message) => RouteNetlinkMessage::DelAddress(message),
+            other => other,
+        };
+        match self.batch(vec![(message, 0)]) {
+            Err(e) if e.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+            other => other,
+        }
     }
 
     /// A pair: one end at the bridge, the other in `namespace`.
@@ -186,10 +216,10 @@ impl RouteSocket {
         self.batch(vec![(RouteNetlinkMessage::NewLink(link), 0), (hairpin(name), 0)])
     }
 
-    /// Of the link by which the rest of the world is reached; none when nothing leads there.
-    pub fn uplink_mtu(&mut self) -> io::Result<Option<u32>> {
+    /// Of the link by which the rest of the world is reached, which is not `bridge`; none when nothing leads there.
+    pub fn uplink_mtu(&mut self, bridge: u32) -> io::Result<Option<u32>> {
         for address in ELSEWHERE {
-            let Some(index) = self.route_to(address)? else { continue };
+            let Some(index) = self.route_to(address)?.filter(|index| *index != bridge) else { continue };
             let mut link = LinkMessage::default();
             link.header.index = index;
             let mtu = |attribute: &LinkAttribute| match attribute {
@@ -201,7 +231,7 @@ impl RouteSocket {
         Ok(None)
     }
 
-    /// Index of the link by which `address` is reached.
+    /// Index of the link by which `address` is reached; none where it is this network namespace's own.
     fn route_to(&mut self, address: IpAddr) -> io::Result<Option<u32>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
@@ -209,14 +239,25 @@ impl RouteSocket {
         message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
         let bytes = self.serialize(RouteNetlinkMessage::GetRoute(message), 0);
         self.socket.send(&bytes, 0)?;
-        let out = |attribute: &RouteAttribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        };
         Ok(self.receive()?.iter().find_map(|payload| match payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => route.attributes.iter().find_map(out),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => leaves_by(route),
             _ => None,
         }))
+    }
+
+    /// Where the main table leads, but for the default.
+    pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let messages = self.dump(RouteNetlinkMessage::GetRoute(message))?;
+            found.extend(messages.into_iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(route) => route_of(&route),
+                _ => None,
+            }));
+        }
+        Ok(found)
     }
 
     /// Names of the links that are ports of a bridge.
@@ -232,8 +273,8 @@ impl RouteSocket {
         Ok(ports.filter_map(name_of).collect())
     }
 
-    /// Every address of this network namespace, with the index of its link.
-    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
+    /// Every address of this network namespace, with the index of its link before it and its prefix length behind it.
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr, u8)>> {
         let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
         let address = |attribute| match attribute {
             AddressAttribute::Address(address) => Some(address),
@@ -241,7 +282,8 @@ impl RouteSocket {
         };
         let found = messages.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewAddress(found) => {
-                Some((found.header.index, found.attributes.into_iter().find_map(address)?))
+                let (link, bits) = (found.header.index, found.header.prefix_len);
+                Some((link, found.attributes.into_iter().find_map(address)?, bits))
             }
             _ => None,
         });
@@ -274,14 +316,14 @@ impl RouteSocket {
     /// Whatever bears `mark` is for this network namespace itself, whatever its address.
     pub fn local_by_mark(&mut self, mark: u32, table: u32) -> io::Result<()> {
         let loopback = self.link_index("lo")?.ok_or(io::ErrorKind::NotFound)?;
-        for address in ELSEWHERE {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut rule = RuleMessage::default();
-            rule.header.family = family(address);
+            rule.header.family = family;
             rule.header.action = RuleAction::ToTable;
             rule.attributes.push(RuleAttribute::FwMark(mark));
             rule.attributes.push(RuleAttribute::Table(table));
             let mut route = RouteMessage::default();
-            route.header.address_family = family(address);
+            route.header.address_family = family;
             route.header.protocol = RouteProtocol::Static;
             route.header.scope = RouteScope::Host;
             route.header.kind = RouteType::Local;
@@ -291,7 +333,7 @@ impl RouteSocket {
                 match self.batch(vec![(message, CREATE)]) {
                     Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
                     // A machine without IPv6.
-                    Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.is_ipv6() => {}
+                    Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) && family == AddressFamily::Inet6 => {}
                     other => other?,
                 }
             }
@@ -324,6 +366,29 @@ impl RouteSocket {
             other => other,
         }
     }
+}
+
+/// The link; none: it leads to nobody else.
+fn leaves_by(route: &RouteMessage) -> Option<u32> {
+    let out = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    };
+    route.attributes.iter().find_map(out).filter(|_| route.header.kind == RouteType::Unicast)
+}
+
+fn route_of(route: &RouteMessage) -> Option<Route> {
+    let to = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    let to = Cidr::around(route.attributes.iter().find_map(to)?, route.header.destination_prefix_length)?;
+    let is_gateway =
+        |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    let is_direct = !route.attributes.iter().any(is_gateway);
+    let is_main = route.header.table == RouteHeader::RT_TABLE_MAIN;
+    leaves_by(route).filter(|_| is_main).map(|link| Route { link, to, is_direct })
 }
 
 fn name_of(link: LinkMessage) -> Option<String> {

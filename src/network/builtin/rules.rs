@@ -49,6 +49,7 @@ const ADDRESSES_6: &str = "addresses6";
 
 /// NF_INET_* and NF_BR_*: the numbers are the same.
 const PREROUTING: u32 = 0;
+const INPUT: u32 = 1;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
@@ -64,6 +65,8 @@ pub struct PodRules {
     pub hardware_address: Option<[u8; 6]>,
     pub addresses: Vec<IpAddr>,
     pub ports: Vec<PortMapping>,
+    /// Of which its addresses are; none: not known.
+    pub ranges: Vec<Cidr>,
 }
 
 /// See the module. Lives in the network thread.
@@ -96,8 +99,25 @@ impl Rules {
     }
 
     pub fn set_ranges(&mut self, cidrs: Vec<Cidr>) -> io::Result<()> {
+        let is_new = self.cidrs != cidrs;
         self.cidrs = cidrs;
-        if self.written { self.write() } else { Ok(()) }
+        if is_new && self.written { self.write() } else { Ok(()) }
+    }
+
+    /// Whether the kernel was told.
+    pub fn are_written(&self) -> bool {
+        self.written
+    }
+
+    /// Tables that the kernel was told of, and that somebody took away, are written again.
+    pub fn look_after(&mut self) -> io::Result<()> {
+        let tables = [INET, BRIDGE].into_iter().filter(|table| self.guards || *table != BRIDGE);
+        let mut missing = tables.map(|table| self.way.has_table(&self.name, table).map(|has| !has));
+        if !self.written || !missing.try_fold(false, |any, is| is.map(|is| any || is))? {
+            return Ok(());
+        }
+        tracing::warn!("the rules of the node's network are gone (nftables): they are written again");
+        self.write()
     }
 
     /// Takes note of a pod without telling the kernel: [`Rules::write`] follows.
@@ -356,6 +376,23 @@ fn transparent_return(batch: &mut Batch<'_>) {
     batch.rule(INET, "returning", rule([answer, ours]));
 }
 
+/// 01:80:c2:00:00:00 to :0f, which speak with the next bridge only (IEEE 802.1D).
+fn to_link_local() -> Vec<Expression> {
+    const GROUP: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
+    const MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xf0];
+    vec![payload(LINK_HEADER, 0, 6, REGISTER), masked(&MASK), equal(&GROUP)]
+}
+
+/// The kernel leads some of these frames past the chain of [`guard`], right to the node; on their way it would believe
+/// whose they say they are. The others come by there: so the bridge is made (`super::route`).
+fn local_input(batch: &mut Batch<'_>) {
+    const CHAIN: &str = "local";
+    const FIRST: i32 = -300;
+    batch.chain(BRIDGE, CHAIN, &Hook { kind: "filter", number: INPUT, priority: FIRST });
+    let guarded = vec![meta(META_IIFNAME, REGISTER), member(GUARDED, false)];
+    batch.rule(BRIDGE, CHAIN, rule([to_link_local(), guarded, vec![drop_packet()]]));
+}
+
 /// Who a frame says it is from is who it is from.
 fn guard(batch: &mut Batch<'_>) {
     const CHAIN: &str = "senders";
@@ -375,8 +412,10 @@ fn guard(batch: &mut Batch<'_>) {
     const IP: u16 = 0x0800;
     const IP6: u16 = 0x86dd;
     const ICMP6: u8 = 58;
+    local_input(batch);
     let mut add = |parts: Vec<Vec<Expression>>| batch.rule(BRIDGE, CHAIN, rule(parts));
     add(vec![vec![meta(META_IIFNAME, REGISTER), member(GUARDED, true), accept()]]);
+    add(vec![to_link_local(), vec![drop_packet()]]);
     add(vec![unless(LINK_HEADER, 6, 6, MACS)]);
     add(vec![kind(IP), unless(NETWORK_HEADER, 12, 4, ADDRESSES_4)]);
     add(vec![kind(IP), vec![accept()]]);
@@ -389,14 +428,16 @@ fn guard(batch: &mut Batch<'_>) {
         |number: u8| rule([kind(IP6), icmp6(), vec![payload(TRANSPORT_HEADER, 0, 1, REGISTER), equal(&[number])]]);
     // A pod is no router, and redirects nobody.
     const ROUTER: u8 = 134;
+    const SOLICITATION: u8 = 135;
     const NEIGHBOUR: u8 = 136;
     const REDIRECT: u8 = 137;
     add(vec![says(ROUTER), vec![drop_packet()]]);
     add(vec![says(REDIRECT), vec![drop_packet()]]);
     add(vec![says(NEIGHBOUR), unless(TRANSPORT_HEADER, 8, 16, ADDRESSES_6)]);
-    // Without an address yet, it asks whether its own is taken.
-    let nobody = vec![payload(NETWORK_HEADER, 8, 16, REGISTER), equal(&[0; 16]), accept()];
-    add(vec![kind(IP6), icmp6(), nobody]);
+    // Without an address yet, it asks whether its own is taken; whoever asks for another's keeps that one from it.
+    let unspecified = || vec![payload(NETWORK_HEADER, 8, 16, REGISTER), equal(&[0; 16])];
+    add(vec![says(SOLICITATION), unspecified(), unless(TRANSPORT_HEADER, 8, 16, ADDRESSES_6)]);
+    add(vec![kind(IP6), icmp6(), unspecified(), vec![accept()]]);
     add(vec![kind(IP6), unless(NETWORK_HEADER, 8, 16, ADDRESSES_6)]);
     add(vec![kind(IP6), vec![accept()]]);
     // Neither tags nor tunnels of other kinds, in which an address could hide.
@@ -424,8 +465,14 @@ mod tests {
         let addresses = ["10.0.0.2", "fd00::2"].map(|a| a.parse().expect("an address")).to_vec();
         let count = |host| {
             let ports = vec![port(host)];
-            elements(&PodRules { interface: "ck0".into(), hardware_address: None, addresses: addresses.clone(), ports })
-                .len()
+            elements(&PodRules {
+                interface: "ck0".into(),
+                hardware_address: None,
+                addresses: addresses.clone(),
+                ports,
+                ranges: Vec::new(),
+            })
+            .len()
         };
         assert_eq!((count(None), count(Some("192.0.2.1")), count(Some("127.0.0.1")), count(Some("::1"))), (2, 1, 0, 0));
     }

@@ -81,6 +81,11 @@ impl BuiltinThread {
         self.run(move |network| network.tear_down(&pod)).await?
     }
 
+    /// See [`Builtin::look_after`].
+    pub async fn look_after(&self) -> Result<(), NetworkError> {
+        self.run(Builtin::look_after).await?
+    }
+
     /// See [`Builtin::change_ranges`].
     pub async fn change_ranges(&self, cidrs: Vec<Cidr>) -> Result<(), NetworkError> {
         self.run(move |network| network.change_ranges(cidrs)).await?

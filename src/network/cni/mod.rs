@@ -34,7 +34,7 @@ use crate::store::{PodId, RecordError};
 use crate::sys::process::ProcessId;
 
 use super::builtin::stand_in;
-use super::{Cidr, PodNetwork, PodRequest};
+use super::{Cidr, POD_INTERFACE, PodNetwork, PodRequest};
 
 use arguments::Arguments;
 use attachment::{Attachment, Attachments};
@@ -45,8 +45,6 @@ use result::AddResult;
 pub use error::CniError;
 pub use list::NetworkList;
 
-/// Name of a pod's interface inside the pod.
-const POD_INTERFACE: &str = "eth0";
 /// Pods that are connected or disconnected at the same time.
 const PARALLEL: usize = 8;
 /// How long a network that was found ready is taken to be so, and one that was not; a kubelet asks every five seconds.
@@ -307,6 +305,7 @@ impl Shared {
             interface: attachment.interface,
             node_interface,
             addresses,
+            ranges: Vec::new(),
             hardware_address: None,
             cni: Some(name),
         })

@@ -17,7 +17,9 @@ use super::dial::{dial, plain};
 /// The longest datagram there is.
 pub const DATAGRAM_BYTES: usize = 64 << 10;
 /// A flow that carries nothing for so long is forgotten (RFC 4787 asks for two minutes at least).
-pub const IDLE: Duration = Duration::from_secs(180);
+const IDLE: Duration = Duration::from_secs(180);
+/// As long as nobody has answered; the kernel's own flows too end as early.
+const IDLE_UNANSWERED: Duration = Duration::from_secs(30);
 
 /// Who spoke, and to which of our addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +37,7 @@ pub struct Flow {
     pub pod: OwnedFd,
     ends: Ends,
     used: Instant,
+    answered: bool,
 }
 
 /// Has the kernel tell to which address each datagram was sent.
@@ -72,7 +75,12 @@ impl Flow {
     /// Of a client that speaks for the first time.
     pub fn new(ends: Ends, forward: &Forward) -> io::Result<Self> {
         let client = plain(ends.client);
-        Ok(Self { pod: dial(SocketType::DGRAM, client, forward)?, ends, used: Instant::now() })
+        Ok(Self::with(dial(SocketType::DGRAM, client, forward)?, ends, Instant::now()))
+    }
+
+    /// By a socket that is there.
+    pub fn with(pod: OwnedFd, ends: Ends, used: Instant) -> Self {
+        Self { pod, ends, used, answered: false }
     }
 
     /// Whose it is.
@@ -82,7 +90,7 @@ impl Flow {
 
     /// Passes a client's datagram on. What the pod does not take is lost, as datagrams are.
     pub fn inwards(&mut self, datagram: &[u8]) {
-        self.used = Instant::now();
+        self.used_at(Instant::now());
         let _ = rustix::net::send(&self.pod, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 
@@ -93,14 +101,35 @@ impl Flow {
         for _ in 0..ROUNDS {
             // A refusal by the pod (ICMP) is an error here and tells nothing to the client, as anywhere.
             let Ok((length, _)) = rustix::net::recv(&self.pod, &mut *buffer, RecvFlags::DONTWAIT) else { return };
-            self.used = Instant::now();
+            self.answered_at(Instant::now());
             answer(socket, &buffer[..length], self.ends);
         }
     }
 
+    /// Something went in.
+    pub fn used_at(&mut self, now: Instant) {
+        self.used = now;
+    }
+
+    /// Something came back.
+    pub fn answered_at(&mut self, now: Instant) {
+        (self.used, self.answered) = (now, true);
+    }
+
+    /// When it last carried anything.
+    pub fn used(&self) -> Instant {
+        self.used
+    }
+
+    /// Whether anything ever came back.
+    pub fn is_answered(&self) -> bool {
+        self.answered
+    }
+
     /// Whether it has carried nothing for long.
     pub fn is_idle(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.used) >= IDLE
+        let limit = if self.answered { IDLE } else { IDLE_UNANSWERED };
+        now.saturating_duration_since(self.used) >= limit
     }
 }
 

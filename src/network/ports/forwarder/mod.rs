@@ -6,6 +6,7 @@
 
 mod datagram;
 mod dial;
+mod flows;
 mod pipe;
 mod stream;
 
@@ -23,12 +24,13 @@ use super::wire::{self, Forward, Reply, Request};
 use crate::store::PodId;
 
 use datagram::{DATAGRAM_BYTES, Ends, Flow};
+use flows::Flows;
 use pipe::Progress;
 use stream::{Accepted, Connection};
 
 /// Events taken from the kernel at a time.
 const BATCH: usize = 64;
-/// UDP flows at a time, of all pods; more are not begun.
+/// UDP flows at a time, of all pods: with more, others make room.
 const FLOWS_LIMIT: usize = 8192;
 /// Clients taken in from one listener before others have their turn.
 const ACCEPT_ROUNDS: usize = 32;
@@ -67,8 +69,7 @@ struct Forwarder {
     listeners: BTreeMap<u64, Listener>,
     /// With their pods, and as pieces that move behind a pointer.
     connections: BTreeMap<u64, (PodId, Box<Connection>)>,
-    /// With their listeners.
-    flows: BTreeMap<u64, (u64, Flow)>,
+    flows: Flows,
     /// Connections that had more to do.
     yielded: VecDeque<u64>,
     /// Listeners that rest until descriptors are free.
@@ -81,7 +82,7 @@ struct Forwarder {
 
 /// Serves until it is ended by a signal. `door` is a listening socket at which daemons knock.
 pub fn run(door: OwnedFd) -> io::Result<()> {
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let mut forwarder = Forwarder {
         epoll: epoll::create(CreateFlags::CLOEXEC)?,
         door,
@@ -90,7 +91,8 @@ pub fn run(door: OwnedFd) -> io::Result<()> {
         daemons: BTreeMap::new(),
         listeners: BTreeMap::new(),
         connections: BTreeMap::new(),
-        flows: BTreeMap::new(),
+        // Streams need some too.
+        flows: Flows::new(FLOWS_LIMIT.min(descriptors / 2)),
         yielded: VecDeque::new(),
         resting: BTreeSet::new(),
         swept: Instant::now(),
@@ -107,11 +109,12 @@ pub fn run(door: OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Six descriptors a connection: as many as we may have.
-fn raise_descriptor_limit() {
+/// Six descriptors a connection: as many as we may have, which is answered.
+fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize)
 }
 
 impl Forwarder {
@@ -159,8 +162,7 @@ impl Forwarder {
         let now = Instant::now();
         if now.saturating_duration_since(self.swept) >= SWEEP {
             self.swept = now;
-            let idle: Vec<u64> = self.flows.iter().filter(|(_, (_, f))| f.is_idle(now)).map(|(id, _)| *id).collect();
-            idle.into_iter().for_each(|id| self.forget_flow(id));
+            self.flows.idle(now).into_iter().for_each(|id| self.forget_flow(id));
         }
     }
 
@@ -317,7 +319,7 @@ impl Forwarder {
             let Ok(Some((length, ends))) = datagram::take(&listener.socket, &mut self.buffer) else { return };
             let known = listener.flows.get(&ends).copied();
             if let Some(flow) = known.or_else(|| self.begin_flow(id, ends))
-                && let Some((_, flow)) = self.flows.get_mut(&flow)
+                && let Some((_, flow)) = self.flows.get_mut(flow)
             {
                 flow.inwards(&self.buffer[..length]);
             }
@@ -325,25 +327,27 @@ impl Forwarder {
     }
 
     fn begin_flow(&mut self, listener: u64, ends: Ends) -> Option<u64> {
-        if self.flows.len() >= FLOWS_LIMIT {
-            return None;
+        if self.flows.is_full()
+            && let Some(other) = self.flows.dispensable()
+        {
+            self.forget_flow(other);
         }
         let flow = Flow::new(ends, &self.listeners.get(&listener)?.forward).ok()?;
         let id = self.watch(flow.pod.as_fd(), Source::Flow(self.next + 1), EventFlags::IN).ok()?;
         self.listeners.get_mut(&listener)?.flows.insert(ends, id);
-        self.flows.insert(id, (listener, flow));
+        self.flows.insert(id, listener, flow);
         Some(id)
     }
 
     fn on_flow(&mut self, id: u64) {
-        let Some((listener, flow)) = self.flows.get_mut(&id) else { return };
+        let Some((listener, flow)) = self.flows.get_mut(id) else { return };
         let Some(listener) = self.listeners.get(listener) else { return };
         flow.outwards(&listener.socket, &mut self.buffer);
     }
 
     fn forget_flow(&mut self, id: u64) {
         self.sources.remove(&id);
-        let Some((listener, flow)) = self.flows.remove(&id) else { return };
+        let Some((listener, flow)) = self.flows.remove(id) else { return };
         if let Some(listener) = self.listeners.get_mut(&listener) {
             listener.flows.remove(&flow.ends());
         }
