@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::sync::Notify;
@@ -108,14 +108,13 @@ impl Driver {
     }
 }
 
-/// `STATE/outbound.json`. The start time tells the driver from a later process of the same number.
+/// `STATE/outbound.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     version: u32,
     driver: Driver,
-    pid: i32,
-    /// In clock ticks since boot, field 22 of /proc/PID/stat.
-    start_time: u64,
+    #[serde(flatten)]
+    process: ProcessId,
     /// Inode of the network namespace that it serves; a driver may outlive a node that was killed.
     network: u64,
     /// Whether the host's loopback addresses are reached through it.
@@ -127,10 +126,6 @@ struct Record {
 }
 
 impl Record {
-    fn process(&self) -> ProcessId {
-        ProcessId { pid: self.pid, start_time: self.start_time }
-    }
-
     /// Whether pods ask this driver for a resolver that the host has no more.
     fn asks_elsewhere(&self, now: Ipv4Addr) -> bool {
         self.driver == Driver::Pasta && now.is_loopback() && self.resolver.is_some_and(|then| then != now)
@@ -154,30 +149,9 @@ fn record_path(state: &Path) -> PathBuf {
     state.join("outbound.json")
 }
 
-/// Which driver there is. A damaged record is set aside, and said to be; a later release's is an error.
+/// Which driver there is, as far as its record says.
 fn recorded(state: &Path) -> Result<Option<Record>, RecordError> {
-    let path = record_path(state);
-    let error = match store::read_known(&path, RECORD_VERSION) {
-        Ok(record) => return Ok(Some(record)),
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) if error.is_damaged() => error,
-        Err(error) => return Err(error),
-    };
-    let place = store::set_aside(&path)?;
-    tracing::error!(%error, place = %place.display(),
-        "which process is the way out is not known any more, its record is set aside: end a pasta or slirp4netns that is left");
-    Ok(None)
-}
-
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
-/// A pidfd of the recorded driver, if it is the one that was recorded and lives.
-fn living(record: &Record) -> Option<OwnedFd> {
-    let pidfd = rustix::process::pidfd_open(Pid::from_raw(record.pid)?, PidfdFlags::NONBLOCK).ok()?;
-    (start_time(record.pid) == Some(record.start_time)).then_some(pidfd)
+    store::read_or_set_aside(&record_path(state), RECORD_VERSION, "which process is the way out is not known any more")
 }
 
 /// Why there is no way out.
@@ -239,7 +213,8 @@ impl Outbound {
         if found.is_none() {
             Self::stop(state).map_err(OutboundError::Leftover)?;
         }
-        let (driver, pidfd) = match found.as_ref().and_then(|r| Some((r.driver, living(r)?))) {
+        let running = found.and_then(|record| Some((record.driver, record.process.open().ok()??)));
+        let (driver, pidfd) = match running {
             Some(running) => running,
             None => {
                 let driver = wanted.or_else(Driver::installed).ok_or(OutboundError::NotInstalled)?;
@@ -267,15 +242,14 @@ impl Outbound {
 
     /// The driver that is recorded under `state`, if one runs.
     pub fn running(state: &Path) -> Option<ProcessId> {
-        recorded(state).ok().flatten().as_ref().map(Record::process).filter(ProcessId::is_alive)
+        recorded(state).ok().flatten().map(|record| record.process).filter(ProcessId::is_alive)
     }
 
     /// Ends the driver that is recorded under `state`, if one runs, and waits until it has ended. For `cricket stop`;
     /// a daemon would start it again.
     pub fn stop(state: &Path) -> io::Result<()> {
-        let found = recorded(state).map_err(io::Error::other)?;
-        if let Some(driver) = found.as_ref().map(Record::process).filter(ProcessId::is_alive) {
-            driver.end(STOP_PATIENCE)?;
+        if let Some(found) = recorded(state).map_err(io::Error::other)? {
+            found.process.end(STOP_PATIENCE)?;
         }
         store::remove(&record_path(state)).map_err(io::Error::other)
     }
@@ -292,15 +266,12 @@ fn start(driver: Driver, state: &Path, network: &OwnedFd, host_loopback: bool) -
         .stderr(Stdio::from(log))
         .process_group(0)
         .spawn()?;
-    let pid = child.id() as i32;
-    let pidfd =
-        rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::NONBLOCK)?;
-    let start_time = start_time(pid).ok_or(io::ErrorKind::NotFound)?;
+    // One that dies at once is watched and started again like any other.
+    let (process, pidfd) = ProcessId::of_child(&child)?;
     let record = Record {
         version: RECORD_VERSION,
         driver,
-        pid,
-        start_time,
+        process,
         network: inode(network)?,
         host_loopback,
         resolver: Some(resolver),
@@ -378,23 +349,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_of_another_process_with_the_same_number_is_not_the_driver() {
-        let pid = std::process::id() as i32;
-        let time = start_time(pid).expect("this process has a start time");
-        let record = |start_time| Record {
-            version: RECORD_VERSION,
-            driver: Driver::Pasta,
-            pid,
-            start_time,
-            network: 1,
-            host_loopback: false,
-            resolver: None,
-        };
-        assert!(living(&record(time)).is_some());
-        assert!(living(&record(time + 1)).is_none());
-    }
-
-    #[test]
     fn a_damaged_record_is_set_aside_and_a_later_one_left_alone() {
         let state = std::env::temp_dir().join(format!("cricket-outbound-{}", std::process::id()));
         std::fs::create_dir_all(&state).expect("a directory");
@@ -414,8 +368,7 @@ mod tests {
         let then = |driver, resolver: Option<[u8; 4]>| Record {
             version: RECORD_VERSION,
             driver,
-            pid: 1,
-            start_time: 1,
+            process: ProcessId { pid: 1, start_time: 1 },
             network: 1,
             host_loopback: false,
             resolver: resolver.map(Ipv4Addr::from),

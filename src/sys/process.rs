@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,13 +27,19 @@ impl ProcessId {
 
     /// Of the process that has the number `pid` now.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (state, start_time) = parse_stat(&stat)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is malformed")))?;
-        match state {
-            'Z' | 'X' => Err(io::Error::from(io::ErrorKind::NotFound)),
-            _ => Ok(Self { pid, start_time }),
+        match stat(pid)? {
+            ('Z' | 'X', _) => Err(io::Error::from(io::ErrorKind::NotFound)),
+            (_, start_time) => Ok(Self { pid, start_time }),
         }
+    }
+
+    /// Of a child of ours that nobody has waited for, and a descriptor that is this process for ever; also when it has
+    /// ended at once.
+    pub fn of_child(child: &Child) -> io::Result<(Self, OwnedFd)> {
+        let pid = child.id() as i32;
+        let fd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        let (_, start_time) = stat(pid)?;
+        Ok((Self { pid, start_time }, fd))
     }
 
     /// Whether it runs still (a zombie does not).
@@ -139,6 +145,12 @@ pub fn all_pids() -> io::Result<impl Iterator<Item = i32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
+fn stat(pid: i32) -> io::Result<(char, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_stat(&stat)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is malformed")))
+}
+
 /// State and start time of a line of /proc/PID/stat; the name, which may hold anything, is skipped.
 fn parse_stat(stat: &str) -> Option<(char, u64)> {
     // proc_pid_stat(5): state is field 3, starttime field 22.
@@ -180,6 +192,8 @@ mod tests {
         let id = ProcessId::of(child.id() as i32).expect("read");
         assert!(id.end(Duration::from_millis(50)).expect("ended"));
         assert!(!id.is_alive());
+        let (dead, fd) = ProcessId::of_child(&child).expect("nobody has waited for it");
+        assert!(dead == id && wait_until_readable(&fd, Duration::ZERO).expect("looked at"));
         child.wait().expect("reaped");
     }
 }

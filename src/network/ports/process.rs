@@ -84,7 +84,7 @@ impl Link {
         let namespaces = launch.namespace.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
         join_and_pass(&mut command, &namespaces, &door, DOOR)?;
         let child = command.spawn()?;
-        let process = ProcessId::of(child.id() as i32)?;
+        let (process, _) = ProcessId::of_child(&child)?;
         let record = Record { version: RECORD_VERSION, process };
         store::write(&launch.state.join(RECORD), &record).map_err(io::Error::other)?;
         let link = Self::to_running(&launch.state)?.ok_or(io::ErrorKind::ConnectionRefused)?;
@@ -131,19 +131,11 @@ pub fn wait_for_end(link: &OwnedFd) {
     while let Ok(0) | Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(link, PollFlags::empty())], None) {}
 }
 
-/// Which process it is. A damaged record is set aside, and said to be; a later release's is an error.
+/// Which process it is, as far as its record says.
 fn recorded(state: &Path) -> Result<Option<ProcessId>, RecordError> {
-    let path = state.join(RECORD);
-    let error = match store::read_known::<Record>(&path, RECORD_VERSION) {
-        Ok(record) => return Ok(Some(record.process)),
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) if error.is_damaged() => error,
-        Err(error) => return Err(error),
-    };
-    let place = store::set_aside(&path)?;
-    tracing::error!(%error, place = %place.display(),
-        "which process forwards host ports is not known any more, its record is set aside: end a `cricket forward` that is left");
-    Ok(None)
+    const LOSS: &str = "which process forwards host ports is not known any more";
+    let record = store::read_or_set_aside::<Record>(&state.join(RECORD), RECORD_VERSION, LOSS)?;
+    Ok(record.map(|record| record.process))
 }
 
 /// The forwarder that is recorded under `state`, if it runs.
