@@ -296,6 +296,13 @@ async fn a_way_out(driver: Driver) {
     until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
     until("the node reaches the host's servers without a daemon", ask).await;
 
+    // Nobody knows of them any more: they are ended before others are started.
+    std::fs::write(state.join("outbound.json"), "{").expect("damaged");
+    let known = Outbound::ensure(options(Some(driver), false)).await.expect("a driver");
+    until("the node reaches the host's servers by the one driver", ask).await;
+    assert_eq!(Outbound::running(&state).len(), 2);
+    drop(known);
+
     // Who keeps it is killed, and the driver with him: the daemon starts both.
     let third = Outbound::ensure(options(None, false)).await.expect("the same driver");
     let pid = recorded_pid(&state).expect("a record");

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::Settings;
-use crate::network::outbound::{Driver, keeper};
+use crate::network::outbound::{Driver, NAME, keeper};
 use crate::sys::descriptors;
 
 /// Arguments of `cricket way-out`. Its standard input is the node's network namespace.
@@ -33,8 +33,7 @@ fn driver(name: &str) -> Result<Driver, String> {
 /// Serves until it is ended.
 pub fn run(args: Args, _settings: &Settings) -> anyhow::Result<ExitCode> {
     descriptors::close_all_except(&[]).context("closing what was inherited")?;
-    // What `ps` and the kernel's messages call it; without a name it is only less plain.
-    let _ = rustix::thread::set_name(c"cricket-way-out");
+    rustix::thread::set_name(NAME).context("giving this process its name")?;
     let network = io::stdin().as_fd().try_clone_to_owned().context("duplicating the node's network namespace")?;
     let Args { driver, directory: state, host_loopback } = args;
     keeper::run(&keeper::Order { state, driver, host_loopback, network })?;

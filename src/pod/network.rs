@@ -259,7 +259,9 @@ impl From<PortsError> for PodError {
             | PortsError::Low { .. }
             | PortsError::NoAddress { .. }
             | PortsError::NotServed { .. } => PodErrorKind::FailedPrecondition,
-            PortsError::Socket { .. } | PortsError::Forwarder { .. } => PodErrorKind::Internal,
+            PortsError::Socket { .. } | PortsError::Forwarder { .. } | PortsError::Unanswered(_) => {
+                PodErrorKind::Internal
+            }
             PortsError::Ended => PodErrorKind::Unavailable,
         };
         Self::new(kind, error.to_string())

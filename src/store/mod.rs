@@ -12,4 +12,4 @@ pub use id::{ContainerId, IdError, PodId};
 pub use lock::{Lock, LockError};
 #[cfg(test)]
 pub use record::of_earlier_releases;
-pub use record::{RecordError, read, read_known, remove, set_aside, write, write_until_power_cut};
+pub use record::{RecordError, read, read_known, read_or_set_aside, remove, set_aside, write, write_until_power_cut};

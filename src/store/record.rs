@@ -176,6 +176,20 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, RecordError> {
     fs::rename(path, &place).map_err(RecordError::io(path, "set aside")).map(|()| place)
 }
 
+/// As [`read_known`], of what one can do without: none where it is not there. A damaged record is set aside, and
+/// `loss` is said of it; one of a later release is an error.
+pub fn read_or_set_aside<T: DeserializeOwned>(path: &Path, known: u32, loss: &str) -> Result<Option<T>, RecordError> {
+    let error = match read_known(path, known) {
+        Ok(record) => return Ok(Some(record)),
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) if error.is_damaged() => error,
+        Err(error) => return Err(error),
+    };
+    let place = set_aside(path)?;
+    tracing::error!(%error, place = %place.display(), "{loss}, its record is set aside");
+    Ok(None)
+}
+
 fn read_bytes(path: &Path) -> Result<Vec<u8>, RecordError> {
     // NONBLOCK: opening a FIFO must not wait for a writer, or the daemon's start would.
     let file = OpenOptions::new()

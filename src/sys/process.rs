@@ -1,9 +1,12 @@
 //! Processes of others: identity that survives the reuse of a pid, and ending them with a deadline.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, Output, Stdio};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,13 +30,19 @@ impl ProcessId {
 
     /// Of the process that has the number `pid` now.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (state, start_time) = parse_stat(&stat)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is malformed")))?;
-        match state {
-            'Z' | 'X' => Err(io::Error::from(io::ErrorKind::NotFound)),
-            _ => Ok(Self { pid, start_time }),
+        match stat(pid)? {
+            ('Z' | 'X', _) => Err(io::Error::from(io::ErrorKind::NotFound)),
+            (_, start_time) => Ok(Self { pid, start_time }),
         }
+    }
+
+    /// Of a child of ours that nobody has waited for, and a descriptor that is this process for ever; also when it has
+    /// ended at once.
+    pub fn of_child(child: &Child) -> io::Result<(Self, OwnedFd)> {
+        let pid = child.id() as i32;
+        let fd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        let (_, start_time) = stat(pid)?;
+        Ok((Self { pid, start_time }, fd))
     }
 
     /// Whether it runs still (a zombie does not).
@@ -139,6 +148,32 @@ pub fn all_pids() -> io::Result<impl Iterator<Item = i32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
+fn stat(pid: i32) -> io::Result<(char, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_stat(&stat)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is malformed")))
+}
+
+/// Processes of this user, in the PID namespace that /proc shows, whose command line `is` what is looked for: the name
+/// of the program and its arguments. What runs in a pod calls itself what it likes, and has a namespace of its own.
+pub fn with_command_line(is: impl Fn(&[&OsStr]) -> bool) -> io::Result<Vec<ProcessId>> {
+    let user = rustix::process::geteuid().as_raw();
+    let found = all_pids()?.filter(|pid| {
+        let ours = fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == user);
+        let line = ours.then(|| fs::read(format!("/proc/{pid}/cmdline")).ok()).flatten().unwrap_or_default();
+        let line = line.strip_suffix(&[0]).unwrap_or_default();
+        is(&line.split(|byte| *byte == 0).map(OsStr::from_bytes).collect::<Vec<_>>()) && is_in_this_namespace(*pid)
+    });
+    Ok(found.filter_map(|pid| ProcessId::of(pid).ok()).collect())
+}
+
+/// proc_pid_status(5): NSpid has a number for each namespace from that of /proc inwards.
+fn is_in_this_namespace(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_some_and(|numbers| numbers.split_whitespace().count() == 1)
+}
+
 /// State and start time of a line of /proc/PID/stat; the name, which may hold anything, is skipped.
 fn parse_stat(stat: &str) -> Option<(char, u64)> {
     // proc_pid_stat(5): state is field 3, starttime field 22.
@@ -169,6 +204,15 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_found_by_its_command_line() {
+        let own = fs::read("/proc/self/cmdline").expect("a command line");
+        let own: Vec<&[u8]> = own.strip_suffix(&[0]).expect("whole").split(|byte| *byte == 0).collect();
+        let found = with_command_line(|words| words.iter().map(|word| word.as_bytes()).eq(own.iter().copied()));
+        assert!(found.expect("looked for").contains(&ProcessId::own().expect("read")));
+        assert!(with_command_line(|words| words.is_empty()).expect("looked for").is_empty());
+    }
+
+    #[test]
     fn a_process_that_ignores_sigterm_is_killed() {
         let mut child = std::process::Command::new("/bin/sh")
             .args(["-c", "trap '' TERM; echo; while :; do read x || sleep 9; done"])
@@ -180,6 +224,8 @@ mod tests {
         let id = ProcessId::of(child.id() as i32).expect("read");
         assert!(id.end(Duration::from_millis(50)).expect("ended"));
         assert!(!id.is_alive());
+        let (dead, fd) = ProcessId::of_child(&child).expect("nobody has waited for it");
+        assert!(dead == id && wait_until_readable(&fd, Duration::ZERO).expect("looked at"));
         child.wait().expect("reaped");
     }
 }

@@ -228,3 +228,53 @@ async fn killed_pods_leave_no_port_and_no_interface_to_the_next_daemon() {
     assert_eq!(interfaces(&node), 0);
     node.stop_and_account().await;
 }
+
+/// `STATE/forwarder.json`'s process.
+fn recorded_forwarder(node: &Node) -> Option<i64> {
+    let text = std::fs::read(node.dir.join("run/forwarder.json")).ok()?;
+    let record: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    record["process"]["pid"].as_i64()
+}
+
+fn is_there(pid: i64) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+#[tokio::test]
+async fn a_forwarder_that_lost_its_record_or_its_socket_is_found_by_the_next_daemon() {
+    let mut node = Node::start().await;
+    node.load("busybox");
+    let port = free_port();
+    let config = publish(&node, "web", &[(cri::Protocol::Tcp, port, 80)]);
+    let web = node.run_pod(&config).await;
+    start(&node, &web, &config, "echo", "nc -ll -p 80 -e cat").await;
+    let mut before = echo_through(port).await;
+    let forwarder = recorded_forwarder(&node).expect("a record");
+
+    // As a daemon leaves it that was killed before it wrote the record.
+    node.kill_daemon();
+    std::fs::remove_file(node.dir.join("run/forwarder.json")).expect("a record");
+    node.serve();
+    node.wait_until_ready().await;
+    assert_eq!(recorded_forwarder(&node), Some(forwarder), "it is recorded");
+    assert_eq!(echoed(&mut before, "again"), "again", "and goes on");
+
+    // Nobody can speak to it any more: another serves the pod, with its record or without.
+    for lost in [&["forwarder.sock"][..], &["forwarder.sock", "forwarder.json"]] {
+        let old = recorded_forwarder(&node).expect("a record");
+        node.kill_daemon();
+        lost.iter().for_each(|name| std::fs::remove_file(node.dir.join("run").join(name)).expect("a file of ours"));
+        node.serve();
+        node.wait_until_ready().await;
+        assert!(!is_there(old), "{lost:?}: the one that was there is ended");
+        let mut stream = echo_through(port).await;
+        assert_eq!(echoed(&mut stream, "hello"), "hello", "{lost:?}");
+        assert!(recorded_forwarder(&node).is_some_and(|new| new != old && is_there(new)), "{lost:?}");
+    }
+    assert!(node.daemon_said().contains("connections through it are lost"));
+
+    node.remove_pod(&web).await;
+    assert!(TcpListener::bind(("0.0.0.0", port)).is_ok(), "its port is free");
+    node.stop_and_account().await;
+}

@@ -106,7 +106,8 @@ impl Running {
     }
 
     fn record(&self, order: &Order, resolvers: super::HostResolvers) -> io::Result<()> {
-        let driver = ProcessId::of(self.child.id() as i32)?;
+        // One that dies at once is started again like any other.
+        let (driver, _) = ProcessId::of_child(&self.child)?;
         let keeper = Some(ProcessId::own()?);
         let network = inode(&order.network)?;
         record::write(&order.state, &Record::new(order.driver, driver, keeper, network, order.host_loopback, resolvers))

@@ -35,7 +35,7 @@ use resolvers::{HostResolvers, host_resolvers};
 use crate::store::{self, RecordError};
 use crate::sys::async_fd;
 use crate::sys::namespace::inode;
-use crate::sys::process::ProcessId;
+use crate::sys::process::{ProcessId, all_pids, end_all};
 
 /// For a driver that is asked to end, before it is killed; its keeper has twice that.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -51,6 +51,9 @@ const GLANCE_AFTER_END: Duration = Duration::from_millis(250);
 
 /// Before a keeper that ended is started again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+
+/// What `ps` and the kernel's messages call a keeper.
+pub const NAME: &std::ffi::CStr = c"cricket-way-out";
 
 /// What the driver and its keeper say, below STATE.
 const LOG: &str = "outbound.log";
@@ -159,15 +162,26 @@ impl Outbound {
     /// Ends what is recorded under `state`, if it runs, and waits until it has ended. For `cricket stop`; a daemon would
     /// start it again.
     pub fn stop(state: &Path) -> io::Result<()> {
-        if let Some(record) = record::read(state).map_err(io::Error::other)? {
-            // The keeper first, who would start another.
-            if let Some(keeper) = record.keeper {
-                keeper.end(STOP_PATIENCE * 2)?;
-            }
+        let record = record::read(state).map_err(io::Error::other)?;
+        let keepers = record.as_ref().map_or_else(|| unrecorded(state), |record| record.keeper.into_iter().collect());
+        // They first, for they would start another.
+        end_all(&keepers, STOP_PATIENCE * 2)?;
+        if let Some(record) = record {
             record.process.end(STOP_PATIENCE)?;
         }
         store::remove(&record::path(state)).map_err(io::Error::other)
     }
+}
+
+/// Keepers of this state's that no record names, because it was damaged or removed.
+fn unrecorded(state: &Path) -> Vec<ProcessId> {
+    let is_keeper = |pid: &i32| {
+        let read = |file| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        read("comm").trim_ascii_end() == NAME.to_bytes()
+            && read("cmdline").split(|byte| *byte == 0).any(|word| word == state.as_os_str().as_encoded_bytes())
+    };
+    let pids = all_pids().into_iter().flatten().filter(is_keeper);
+    pids.filter_map(|pid| ProcessId::of(pid).ok()).collect()
 }
 
 /// A keeper, and then its driver.

@@ -75,19 +75,9 @@ pub fn write(state: &Path, record: &Record) -> io::Result<()> {
     store::write(&path(state), record).map_err(io::Error::other)
 }
 
-/// Which driver there is. A damaged record is set aside, and said to be; a later release's is an error.
+/// Which driver there is, as far as its record says.
 pub fn read(state: &Path) -> Result<Option<Record>, RecordError> {
-    let path = path(state);
-    let error = match store::read_known(&path, VERSION) {
-        Ok(record) => return Ok(Some(record)),
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) if error.is_damaged() => error,
-        Err(error) => return Err(error),
-    };
-    let place = store::set_aside(&path)?;
-    tracing::error!(%error, place = %place.display(),
-        "which process is the way out is not known any more, its record is set aside: end a pasta or slirp4netns that is left");
-    Ok(None)
+    store::read_or_set_aside(&path(state), VERSION, "which process is the way out is not known any more")
 }
 
 #[cfg(test)]

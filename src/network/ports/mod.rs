@@ -20,11 +20,12 @@ mod sockets;
 mod table;
 mod wire;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use tokio::sync::oneshot;
 
@@ -92,6 +93,9 @@ pub enum PortsError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The forwarder, which was ended for it.
+    #[error("host ports: the forwarder does not answer ({0}) and was ended: another takes its place")]
+    Unanswered(#[source] io::Error),
     /// The thread that does the work is gone.
     #[error("host ports: the thread that serves them has ended; restart the daemon")]
     Ended,
@@ -133,6 +137,8 @@ type Job = Box<dyn FnOnce(&mut Ports) + Send>;
 #[derive(Debug, Clone)]
 pub struct HostPorts {
     jobs: Arc<Jobs>,
+    /// Pods that have some, or may: the others wait for nobody.
+    pods: Arc<Mutex<BTreeSet<PodId>>>,
 }
 
 /// The way to the thread, which ends with the last of its users; the forwarder stays.
@@ -158,7 +164,11 @@ impl HostPorts {
                 job(&mut ports);
             }
         })?;
-        Ok(Self { jobs: Arc::new(Jobs(jobs)) })
+        Ok(Self { jobs: Arc::new(Jobs(jobs)), pods: Arc::default() })
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeSet<PodId>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run<T: Send + 'static>(
@@ -175,24 +185,34 @@ impl HostPorts {
 
     /// Takes all of the pod's ports, or none. Clients that come wait until [`HostPorts::publish`].
     pub async fn reserve(&self, pod: &PodId, ports: PodPorts) -> Result<(), PortsError> {
+        self.pods().insert(pod.clone());
         let pod = pod.clone();
         self.run(move |table| table.reserve(&pod, ports)).await?
     }
 
     /// From now on clients reach the pod.
     pub async fn publish(&self, pod: &PodId, destination: Destination) -> Result<(), PortsError> {
+        if !self.pods().contains(pod) {
+            return Ok(());
+        }
         let pod = pod.clone();
         self.run(move |table| table.publish(&pod, destination)).await?
     }
 
     /// Ends the pod's connections and frees its ports. What is gone already is fine.
     pub async fn release(&self, pod: &PodId) -> Result<(), PortsError> {
-        let pod = pod.clone();
-        self.run(move |table| table.release(&pod)).await?
+        if !self.pods().contains(pod) {
+            return Ok(());
+        }
+        let released = pod.clone();
+        self.run(move |table| table.release(&released)).await??;
+        self.pods().remove(pod);
+        Ok(())
     }
 
     /// Takes note of what a pod of an earlier daemon has.
     pub async fn adopt(&self, pod: &PodId, ports: PodPorts, destination: Destination) -> Result<(), PortsError> {
+        self.pods().insert(pod.clone());
         let pod = pod.clone();
         self.run(move |table| table.adopt(&pod, ports, destination)).await
     }

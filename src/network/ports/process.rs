@@ -1,6 +1,8 @@
 //! The forwarder's process as the daemon sees it: started when a pod first has a host port, found again by the next
 //! daemon, ended by `cricket stop`. `STATE/forwarder.json` says which process it is, `STATE/forwarder.sock` is its
-//! door.
+//! door. A daemon may be killed before it has written the record, and files are lost: a forwarder is known by its command
+//! line too, which names the state directory. One that runs and is not behind the door is ended, for nobody could free
+//! what it has.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire::{self, Reply, Request};
 use crate::store::{self, RecordError};
-use crate::sys::process::ProcessId;
+use crate::sys::process::{ProcessId, with_command_line};
 use crate::sys::spawn::join_and_pass;
 
 /// The number at which `cricket forward` finds its listening socket.
@@ -25,11 +27,14 @@ pub const DOOR: i32 = 3;
 const SOCKET: &str = "forwarder.sock";
 const RECORD: &str = "forwarder.json";
 const LOG: &str = "forwarder.log";
+/// How it is started: `cricket --state STATE forward`.
+const STATE: &str = "--state";
+const FORWARD: &str = "forward";
 const RECORD_VERSION: u32 = 1;
 /// Daemons that wait to be let in.
 const BACKLOG: i32 = 8;
 /// The forwarder never waits for anything; a machine with more work than processors does.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// For it to end when it is asked.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -48,6 +53,23 @@ pub struct Launch {
     pub executable: PathBuf,
     /// The node's network namespace, where it is not the daemon's.
     pub namespace: Option<OwnedFd>,
+    /// How long it may take to answer.
+    pub patience: Duration,
+}
+
+/// Why something was not done.
+#[derive(Debug)]
+pub enum AskError {
+    /// It answered that it cannot.
+    Refused(String),
+    /// It did not answer. What it may answer yet would be taken for an answer to something else: the link is of no use.
+    Unanswered(io::Error),
+}
+
+impl From<io::Error> for AskError {
+    fn from(error: io::Error) -> Self {
+        Self::Unanswered(error)
+    }
 }
 
 /// A connection to the forwarder.
@@ -56,20 +78,38 @@ pub struct Link {
     socket: OwnedFd,
     /// Where this daemon started it: to be waited for.
     child: Option<Child>,
+    patience: Duration,
 }
 
 impl Link {
-    /// To the forwarder that runs; none where none runs.
-    pub fn to_running(state: &Path) -> io::Result<Option<Self>> {
-        let address = Address::of(state)?;
-        let socket = socket()?;
-        match rustix::net::connect(&socket, &address.path) {
-            Ok(()) => {
-                for which in [Timeout::Recv, Timeout::Send] {
-                    set_socket_timeout(&socket, which, Some(PATIENCE))?;
-                }
-                Ok(Some(Self { socket, child: None }))
+    /// To the forwarder that runs; none where none runs. One that cannot be reached is ended.
+    pub fn find(launch: &Launch) -> io::Result<Option<Self>> {
+        let state = &launch.state;
+        let running = running(state);
+        match (Self::knock(launch), running) {
+            (Ok(Some(link)), running) => {
+                note(state, running)?;
+                Ok(Some(link))
             }
+            (Ok(None) | Err(_), Some(process)) => {
+                tracing::warn!(
+                    pid = process.pid,
+                    "the forwarder of host ports cannot be reached and is ended; connections through it are lost"
+                );
+                stop(state).map(|()| None)
+            }
+            (nobody, None) => nobody,
+        }
+    }
+
+    fn knock(launch: &Launch) -> io::Result<Option<Self>> {
+        let address = Address::of(&launch.state)?;
+        let socket = socket()?;
+        for which in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&socket, which, Some(launch.patience))?;
+        }
+        match rustix::net::connect(&socket, &address.path) {
+            Ok(()) => Ok(Some(Self { socket, child: None, patience: launch.patience })),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
@@ -80,42 +120,44 @@ impl Link {
         let door = door(&launch.state)?;
         let log = File::create(launch.state.join(LOG))?;
         let mut command = Command::new(&launch.executable);
-        command.arg("forward").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        command.arg(STATE).arg(&launch.state).arg(FORWARD);
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         let namespaces = launch.namespace.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
         join_and_pass(&mut command, &namespaces, &door, DOOR)?;
         let child = command.spawn()?;
-        let process = ProcessId::of(child.id() as i32)?;
-        let record = Record { version: RECORD_VERSION, process };
-        store::write(&launch.state.join(RECORD), &record).map_err(io::Error::other)?;
-        let link = Self::to_running(&launch.state)?.ok_or(io::ErrorKind::ConnectionRefused)?;
+        let (process, _) = ProcessId::of_child(&child)?;
+        record(&launch.state, process)?;
+        let link = Self::knock(launch)?.ok_or(io::ErrorKind::ConnectionRefused)?;
         Ok(Self { child: Some(child), ..link })
     }
 
     /// Asks, and waits for the answer.
-    pub fn ask(&self, request: &Request, sockets: &[BorrowedFd<'_>]) -> io::Result<Reply> {
-        wire::send(&self.socket, request, sockets)?;
-        let answer = wire::receive::<Reply>(&self.socket).map_err(|error| match error.kind() {
+    pub fn ask(&self, request: &Request, sockets: &[BorrowedFd<'_>]) -> Result<Reply, AskError> {
+        let late = |error: io::Error| match error.kind() {
             io::ErrorKind::WouldBlock => {
-                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", PATIENCE.as_secs()))
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {:?}", self.patience))
             }
             _ => error,
-        });
-        let (reply, _) = answer?.ok_or(io::ErrorKind::ConnectionReset)?;
+        };
+        wire::send(&self.socket, request, sockets).map_err(late)?;
+        let answer = wire::receive::<Reply>(&self.socket).map_err(late)?;
+        let (reply, _) = answer.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset))?;
         match reply.error {
-            Some(error) => Err(io::Error::other(error)),
+            Some(error) => Err(AskError::Refused(error)),
             None => Ok(reply),
         }
     }
 
     /// Of one that does not answer any more: what may be left of it goes.
-    pub fn finish(self, state: &Path) {
-        if let Err(error) = stop(state) {
-            tracing::warn!(%error, "what is left of the forwarder of host ports cannot be ended");
-        }
+    pub fn finish(self, state: &Path) -> io::Result<()> {
+        let stopped = stop(state);
+        // Whoever watches it has a copy of the socket, and whoever it was may live.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
         if let Some(mut child) = self.child {
             // Ended above; without this it would be a zombie for as long as we live.
             let _ = child.kill().and_then(|()| child.wait());
         }
+        stopped
     }
 
     /// A descriptor that hangs up when the forwarder ends.
@@ -131,29 +173,43 @@ pub fn wait_for_end(link: &OwnedFd) {
     while let Ok(0) | Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(link, PollFlags::empty())], None) {}
 }
 
-/// Which process it is. A damaged record is set aside, and said to be; a later release's is an error.
+/// Which process it is, as far as its record says.
 fn recorded(state: &Path) -> Result<Option<ProcessId>, RecordError> {
-    let path = state.join(RECORD);
-    let error = match store::read_known::<Record>(&path, RECORD_VERSION) {
-        Ok(record) => return Ok(Some(record.process)),
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) if error.is_damaged() => error,
-        Err(error) => return Err(error),
-    };
-    let place = store::set_aside(&path)?;
-    tracing::error!(%error, place = %place.display(),
-        "which process forwards host ports is not known any more, its record is set aside: end a `cricket forward` that is left");
-    Ok(None)
+    const LOSS: &str = "which process forwards host ports is not known any more";
+    let record = store::read_or_set_aside::<Record>(&state.join(RECORD), RECORD_VERSION, LOSS)?;
+    Ok(record.map(|record| record.process))
 }
 
-/// The forwarder that is recorded under `state`, if it runs.
+fn record(state: &Path, process: ProcessId) -> io::Result<()> {
+    let record = Record { version: RECORD_VERSION, process };
+    store::write(&state.join(RECORD), &record).map_err(io::Error::other)
+}
+
+/// Of a forwarder that answers, where the record names another or none.
+fn note(state: &Path, running: Option<ProcessId>) -> io::Result<()> {
+    match (recorded(state).map_err(io::Error::other)?, running) {
+        (known, Some(process)) if known != Some(process) => record(state, process),
+        _ => Ok(()),
+    }
+}
+
+/// The forwarder of `state`, if it runs.
 pub fn running(state: &Path) -> Option<ProcessId> {
-    recorded(state).ok().flatten().filter(ProcessId::is_alive)
+    let by_record = recorded(state).ok().flatten().filter(ProcessId::is_alive);
+    by_record.or_else(|| by_command_line(state))
 }
 
-/// Ends the forwarder that is recorded under `state`, if one runs, with all its connections.
+fn by_command_line(state: &Path) -> Option<ProcessId> {
+    // It goes with the state directory only: where none was ever started, nobody is looked for.
+    state.join(LOG).exists().then_some(())?;
+    let wanted = [STATE.as_ref(), state.as_os_str(), FORWARD.as_ref()];
+    with_command_line(|words| words.get(1..) == Some(&wanted[..])).ok()?.into_iter().next()
+}
+
+/// Ends the forwarder of `state`, if one runs, with all its connections. One of a later release is left alone.
 pub fn stop(state: &Path) -> io::Result<()> {
-    if let Some(process) = recorded(state).map_err(io::Error::other)?.filter(ProcessId::is_alive) {
+    recorded(state).map_err(io::Error::other)?;
+    while let Some(process) = running(state) {
         process.end(STOP_PATIENCE)?;
     }
     match std::fs::remove_file(state.join(SOCKET)) {
@@ -183,7 +239,7 @@ impl Address {
 }
 
 /// Replaces a socket that nobody listens at any more.
-fn door(state: &Path) -> io::Result<OwnedFd> {
+pub(super) fn door(state: &Path) -> io::Result<OwnedFd> {
     let address = Address::of(state)?;
     let socket = socket()?;
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;

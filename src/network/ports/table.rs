@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 
-use super::process::{Launch, Link, wait_for_end};
+use super::process::{AskError, Launch, Link, PATIENCE, wait_for_end};
 use super::wire::{Forward, Reply, Request};
 use super::{Destination, Job, PodPorts, PortMapping, PortsError, PortsOptions, Protocol, sctp, sockets};
 use crate::store::PodId;
@@ -32,6 +32,8 @@ pub struct Ports {
     jobs: mpsc::Sender<Job>,
     pods: BTreeMap<PodId, Held>,
     link: Option<Link>,
+    /// Of the link, to tell the end of one before it.
+    number: u64,
     closed: bool,
 }
 
@@ -39,9 +41,12 @@ impl Ports {
     /// With the forwarder that runs, if one does.
     pub fn new(options: PortsOptions, jobs: mpsc::Sender<Job>) -> Self {
         let PortsOptions { state, executable, node } = options;
-        let launch = Launch { state, executable, namespace: node };
-        let mut ports = Self { launch, jobs, pods: BTreeMap::new(), link: None, closed: false };
-        match Link::to_running(&ports.launch.state) {
+        Self::with(Launch { state, executable, namespace: node, patience: PATIENCE }, jobs)
+    }
+
+    fn with(launch: Launch, jobs: mpsc::Sender<Job>) -> Self {
+        let mut ports = Self { launch, jobs, pods: BTreeMap::new(), link: None, number: 0, closed: false };
+        match Link::find(&ports.launch) {
             Ok(Some(link)) => ports.take(link),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the forwarder of host ports cannot be reached"),
@@ -60,11 +65,13 @@ impl Ports {
     }
 
     fn take(&mut self, link: Link) {
+        self.number += 1;
+        let number = self.number;
         let watched = link.watch().and_then(|watch| {
             let jobs = self.jobs.clone();
             let work = move || {
                 wait_for_end(&watch);
-                let _ = jobs.send(Box::new(Ports::begin_again));
+                let _ = jobs.send(Box::new(move |ports| ports.on_end(number)));
             };
             std::thread::Builder::new().name("ports-watch".into()).stack_size(WATCH_STACK_BYTES).spawn(work)
         });
@@ -77,17 +84,32 @@ impl Ports {
     fn link(&mut self) -> Result<&Link, PortsError> {
         if self.link.is_none() {
             let failed = |source| PortsError::Forwarder { action: "started", source };
-            let link = Link::start(&self.launch).map_err(failed)?;
+            let found = Link::find(&self.launch).map_err(failed)?;
+            let link = found.map_or_else(|| Link::start(&self.launch), Ok).map_err(failed)?;
             self.take(link);
         }
         self.link.as_ref().ok_or(PortsError::Ended)
     }
 
-    /// The forwarder has ended: another takes its place, as far as ports are free.
-    fn begin_again(&mut self) {
-        if let Some(link) = self.link.take() {
-            link.finish(&self.launch.state);
+    fn on_end(&mut self, number: u64) {
+        if number == self.number && self.link.is_some() {
+            let _ = self.drop_link();
+            self.serve_all_again();
         }
+    }
+
+    /// What is left of the forwarder goes with it.
+    fn drop_link(&mut self) -> Result<(), PortsError> {
+        let Some(link) = self.link.take() else { return Ok(()) };
+        let finished = link.finish(&self.launch.state);
+        finished.map_err(|source| {
+            tracing::warn!(error = %source, "what is left of the forwarder of host ports cannot be ended");
+            PortsError::Forwarder { action: "ended", source }
+        })
+    }
+
+    /// The forwarder has ended: another takes its place, as far as ports are free.
+    fn serve_all_again(&mut self) {
         if self.pods.values().all(|held| held.destination.addresses.is_empty()) {
             return;
         }
@@ -95,6 +117,22 @@ impl Ports {
         if let Err(error) = self.settle() {
             tracing::error!(%error, "host ports are not served");
         }
+    }
+
+    /// A forwarder that does not answer is ended, and another takes its place.
+    fn ask(&mut self, request: &Request, sockets: &[BorrowedFd<'_>]) -> Result<Reply, PortsError> {
+        let source = match self.link()?.ask(request, sockets) {
+            Ok(reply) => return Ok(reply),
+            Err(AskError::Refused(why)) => {
+                return Err(PortsError::Forwarder { action: "asked", source: io::Error::other(why) });
+            }
+            Err(AskError::Unanswered(source)) => source,
+        };
+        tracing::warn!(error = %source, "the forwarder of host ports does not answer");
+        self.drop_link()?;
+        // After what asked for this, which has pods that others wait for.
+        let _ = self.jobs.send(Box::new(Self::serve_all_again));
+        Err(PortsError::Unanswered(source))
     }
 
     /// See [`super::HostPorts::reserve`].
@@ -143,13 +181,25 @@ impl Ports {
     fn hand_over(&mut self, pod: &PodId) -> Result<(), PortsError> {
         let Some(held) = self.pods.get_mut(pod) else { return Ok(()) };
         let (sockets, destination) = (std::mem::take(&mut held.sockets), held.destination.clone());
-        let link = self.link()?;
-        for (port, sockets) in &sockets {
+        match self.give(pod, &sockets, &destination) {
+            // The next one has nothing of this pod.
+            Err(PortsError::Unanswered(_)) => self.give(pod, &sockets, &destination),
+            other => other,
+        }
+    }
+
+    fn give(
+        &mut self,
+        pod: &PodId,
+        sockets: &[(PortMapping, Vec<OwnedFd>)],
+        destination: &Destination,
+    ) -> Result<(), PortsError> {
+        for (port, sockets) in sockets {
             let targets = destination.addresses.iter().map(|ip| SocketAddr::new(*ip, port.pod_port)).collect();
             let (protocol, answers_return) = (port.protocol, destination.answers_return);
             let request = Request::Add(Forward { pod: pod.clone(), protocol, targets, answers_return });
             let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-            link.ask(&request, &borrowed).map_err(asking)?;
+            self.ask(&request, &borrowed)?;
         }
         Ok(())
     }
@@ -157,19 +207,17 @@ impl Ports {
     /// See [`super::HostPorts::release`].
     pub fn release(&mut self, pod: &PodId) -> Result<(), PortsError> {
         self.pods.remove(pod);
-        match &self.link {
-            Some(link) => self.is_gone_or(link.ask(&Request::Remove { pod: pod.clone() }, &[])).map(drop),
-            None => Ok(()),
-        }
+        self.ask_if_there(&Request::Remove { pod: pod.clone() }).map(drop)
     }
 
     /// A forwarder that has ended has nothing of anybody.
-    fn is_gone_or(&self, asked: io::Result<Reply>) -> Result<Reply, PortsError> {
-        match asked {
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
-                Ok(Reply::default())
-            }
-            other => other.map_err(asking),
+    fn ask_if_there(&mut self, request: &Request) -> Result<Reply, PortsError> {
+        if self.link.is_none() {
+            return Ok(Reply::default());
+        }
+        match self.ask(request, &[]) {
+            Err(PortsError::Unanswered(_)) => Ok(Reply::default()),
+            other => other,
         }
     }
 
@@ -180,14 +228,9 @@ impl Ports {
 
     /// See [`super::HostPorts::settle`].
     pub fn settle(&mut self) -> Result<(), PortsError> {
-        let served: BTreeSet<PodId> = match &self.link {
-            Some(link) => self.is_gone_or(link.ask(&Request::List, &[]))?.pods.into_iter().collect(),
-            None => BTreeSet::new(),
-        };
-        for pod in served.iter().filter(|pod| !self.pods.contains_key(*pod)) {
-            if let Some(link) = &self.link {
-                self.is_gone_or(link.ask(&Request::Remove { pod: pod.clone() }, &[]))?;
-            }
+        let served: BTreeSet<PodId> = self.ask_if_there(&Request::List)?.pods.into_iter().collect();
+        for pod in served.iter().filter(|pod| !self.pods.contains_key(*pod)).cloned().collect::<Vec<_>>() {
+            self.ask_if_there(&Request::Remove { pod })?;
         }
         let is_missing = |(id, held): &(&PodId, &Held)| !served.contains(*id) && !held.destination.addresses.is_empty();
         let missing: Vec<PodId> = self.pods.iter().filter(is_missing).map(|(id, _)| id.clone()).collect();
@@ -212,6 +255,6 @@ impl Ports {
 /// The thread waits for one event.
 const WATCH_STACK_BYTES: usize = 64 << 10;
 
-fn asking(source: io::Error) -> PortsError {
-    PortsError::Forwarder { action: "asked", source }
-}
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
