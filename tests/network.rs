@@ -21,7 +21,13 @@ struct Pod {
 
 impl Pod {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With options of unshare, for other namespaces of its own.
+    fn start_with(options: &[&str]) -> Self {
         let mut holder = Command::new("unshare")
+            .args(options)
             .args(["--net", "--", "sh", "-c", "ip link set lo up; echo ready; exec sleep 1000"])
             .stdout(Stdio::piped())
             .spawn()
@@ -453,5 +459,25 @@ fn ranges_that_cannot_be_pods_are_refused_and_those_that_were_serve_the_pods_tha
         network.tear_down(&early.id).await.expect("torn down");
         assert!(!addresses().contains("10.77.0.1") && addresses().contains("10.96.7.1/24"), "{}", addresses());
         assert!(!nft(&["list", "table", "inet", "cricket"]).contains("10.77.0.0"));
+    });
+}
+
+#[test]
+fn a_pod_with_users_of_its_own_changes_nothing_of_the_nodes_network_by_the_other_end_of_its_own() {
+    let name = "a_pod_with_users_of_its_own_changes_nothing_of_the_nodes_network_by_the_other_end_of_its_own";
+    inside(name, || async {
+        let network = network();
+        let pod = Pod::start_with(&["--user", "--map-root-user"]);
+        network.set_up(pod.request()).await.expect("set up");
+        let target = pod.holder.id().to_string();
+        let perl = ["--", "perl", "-e", include_str!("inside/remove_of_peer.pl"), "cricket0"];
+        let asked = Command::new("nsenter")
+            .args(["--preserve-credentials", "--target", &target, "--user", "--net"])
+            .args(perl)
+            .output();
+        let answer = String::from_utf8(asked.expect("nsenter runs").stdout).expect("text");
+        assert_eq!(answer.trim(), libc::EACCES.to_string(), "with all capabilities in its own namespaces");
+        assert!(links().contains("cricket0"));
+        assert!(pod.run("ping -c1 -W5 10.77.0.1"));
     });
 }

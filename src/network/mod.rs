@@ -142,7 +142,8 @@ pub struct PodNetwork {
 impl PodNetwork {
     /// For host ports.
     pub fn destination(&self) -> Destination {
-        Destination { addresses: self.addresses.clone(), answers_return: self.cni.is_none() }
+        let (addresses, ranges) = (self.addresses.clone(), self.ranges.clone());
+        Destination { addresses, ranges, answers_return: self.cni.is_none() }
     }
 }
 

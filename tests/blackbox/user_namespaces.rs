@@ -119,6 +119,9 @@ async fn is_right_inside(node: &Node, pid: cri::NamespaceMode) {
     let (maps, rest): (Vec<&str>, Vec<&str>) = seen.lines().partition(|line| line.starts_with(' '));
     let mapped: u32 = maps.iter().filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).sum();
     assert_eq!((mapped, rest), (2 * LENGTH, vec!["7:8", "Seccomp:2"]), "{pid:?}: {seen}");
+    let bridge = node.exec_in_node("ip -o link show type bridge | grep -o 'cricket[^:]*' | head -1");
+    assert_eq!(remove_of_node(node, &main, bridge.trim()).await, libc::EACCES.to_string(), "{pid:?}: {bridge}");
+
     let outside = node.container_status(&main).await;
     assert_eq!(outside.user.and_then(|user| user.linux).map(|user| user.uid), Some(0));
 
@@ -135,4 +138,17 @@ async fn is_right_inside(node: &Node, pid: cri::NamespaceMode) {
     let refused = node.runtime().await.create_container(create_request(&id, stranger, &config)).await;
     assert!(refused.expect_err("no such user").message().contains("65536"));
     node.remove_pod(&id).await;
+}
+
+/// The kernel's answer to root of the container's namespaces, with all capabilities there, who reaches for an interface
+/// of the node's.
+async fn remove_of_node(node: &Node, container: &str, interface: &str) -> String {
+    let request = cri::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+    let status = node.runtime().await.container_status(request).await.expect("a status").into_inner();
+    let info: serde_json::Value = serde_json::from_str(status.info.get("info").expect("details")).expect("a document");
+    let target = info["pid"].to_string();
+    let script = include_str!("../inside/remove_of_peer.pl");
+    let namespaces = ["nsenter", "--target", &target, "--user", "--net", "--"];
+    let command = [&namespaces[..], &["perl", "-e", script, interface]].concat();
+    text(&succeed(&mut node.enter()(&command)).stdout).trim().to_owned()
 }

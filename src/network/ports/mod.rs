@@ -32,6 +32,7 @@ use tokio::sync::oneshot;
 pub use mapping::{PortMapping, Protocol};
 pub use process::{DOOR, running, stop};
 
+use super::Cidr;
 use crate::store::PodId;
 use table::Ports;
 
@@ -129,6 +130,8 @@ pub struct Destination {
     /// Whether the node's rules bring what the pod answers back to the forwarder, so that it can dial in a client's
     /// name: those of the built-in network do, plugins' do not.
     pub answers_return: bool,
+    /// Of which these addresses are: who has one of them is the pod's neighbour.
+    pub ranges: Vec<Cidr>,
 }
 
 type Job = Box<dyn FnOnce(&mut Ports) + Send>;

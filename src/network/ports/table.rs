@@ -197,7 +197,8 @@ impl Ports {
         for (port, sockets) in sockets {
             let targets = destination.addresses.iter().map(|ip| SocketAddr::new(*ip, port.pod_port)).collect();
             let (protocol, answers_return) = (port.protocol, destination.answers_return);
-            let request = Request::Add(Forward { pod: pod.clone(), protocol, targets, answers_return });
+            let (pod, ranges) = (pod.clone(), destination.ranges.clone());
+            let request = Request::Add(Forward { pod, protocol, targets, answers_return, ranges });
             let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
             self.ask(&request, &borrowed)?;
         }

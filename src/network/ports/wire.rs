@@ -13,7 +13,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Protocol;
+use super::{Cidr, Protocol};
 use crate::store::PodId;
 
 /// Longest message; a list of the pods of a full node fits.
@@ -48,6 +48,9 @@ pub struct Forward {
     /// See [`super::Destination`]. An earlier daemon does not say: then they do.
     #[serde(default = "yes")]
     pub answers_return: bool,
+    /// See [`super::Destination`]. An earlier daemon does not say: then they are of the usual lengths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<Cidr>,
 }
 
 fn yes() -> bool {

@@ -12,8 +12,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::super::FORWARDED_MARK;
 use super::super::wire::Forward;
+use super::super::{Cidr, FORWARDED_MARK};
 
 /// An address inside an IPv4-mapped one is what it is.
 pub fn plain(address: SocketAddr) -> SocketAddr {
@@ -29,7 +29,7 @@ fn choose(targets: &[SocketAddr], client: IpAddr) -> Option<SocketAddr> {
 pub fn dial(kind: SocketType, client: SocketAddr, forward: &Forward) -> io::Result<OwnedFd> {
     let target = choose(&forward.targets, client.ip()).ok_or(io::ErrorKind::AddrNotAvailable)?;
     if forward.answers_return
-        && in_the_name_of(client, target)
+        && in_the_name_of(client, target, &forward.ranges)
         && let Ok(socket) = dial_as(kind, Some(client), target)
     {
         return Ok(socket);
@@ -37,25 +37,24 @@ pub fn dial(kind: SocketType, client: SocketAddr, forward: &Forward) -> io::Resu
     dial_as(kind, None, target)
 }
 
-fn in_the_name_of(client: SocketAddr, target: SocketAddr) -> bool {
+fn in_the_name_of(client: SocketAddr, target: SocketAddr, ranges: &[Cidr]) -> bool {
     let ip = client.ip();
     let link_local = matches!(ip, IpAddr::V6(address) if address.is_unicast_link_local());
     client.is_ipv4() == target.is_ipv4()
         && !ip.is_loopback()
         && !ip.is_unspecified()
         && !link_local
-        && !neighbours(ip, target.ip())
+        && !neighbours(ip, target.ip(), ranges)
 }
 
-/// Whether the pod may take the client for somebody at its own bridge: by the default lengths of pod ranges.
-fn neighbours(client: IpAddr, pod: IpAddr) -> bool {
-    const V4_BITS: u32 = 16;
-    const V6_BITS: u32 = 64;
-    match (client, pod) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()) >> (32 - V4_BITS) == 0,
-        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()) >> (128 - V6_BITS) == 0,
-        _ => false,
-    }
+/// Whether the pod takes the client for somebody at its own bridge: by its range, or where that is not known by the
+/// default length.
+fn neighbours(client: IpAddr, pod: IpAddr, ranges: &[Cidr]) -> bool {
+    const V4_BITS: u8 = 16;
+    const V6_BITS: u8 = 64;
+    let known = ranges.iter().find(|range| range.contains(pod)).copied();
+    let usual = || Cidr::around(pod, if pod.is_ipv4() { V4_BITS } else { V6_BITS });
+    known.or_else(usual).is_some_and(|range| range.contains(client))
 }
 
 fn dial_as(kind: SocketType, client: Option<SocketAddr>, target: SocketAddr) -> io::Result<OwnedFd> {
@@ -90,7 +89,16 @@ mod tests {
             ("[fe80::1]:5000", "[fd85::2]:80", false),
             ("[2001:db8::7]:5000", "10.85.0.2:80", false),
         ] {
-            assert_eq!(in_the_name_of(address(client), address(target)), kept, "{client} to {target}");
+            assert_eq!(in_the_name_of(address(client), address(target), &[]), kept, "{client} to {target}");
+        }
+        let ranges = ["10.85.0.0/20", "fd85::/48"].map(|range| range.parse().expect("a range"));
+        for (client, target, kept) in [
+            ("10.85.15.4:5000", "10.85.0.2:80", false),
+            ("10.85.16.4:5000", "10.85.0.2:80", true),
+            ("[fd85:0:0:7::1]:5000", "[fd85::2]:80", false),
+            ("[fd85:1::1]:5000", "[fd85::2]:80", true),
+        ] {
+            assert_eq!(in_the_name_of(address(client), address(target), &ranges), kept, "{client} to {target}");
         }
         assert_eq!(plain(address("[::ffff:192.0.2.7]:5000")), address("192.0.2.7:5000"));
     }
