@@ -268,6 +268,19 @@ async fn a_way_out(driver: Driver) {
     assert_eq!(second.driver(), driver);
     assert_eq!(recorded_pid(&state), Some(pid), "a restarted daemon finds the driver that runs");
 
+    // Its record is damaged, or was never written.
+    drop(second);
+    let record = state.join("outbound.json");
+    for damage in [Some("{\"version\": 1, \"dri"), None] {
+        let damaged = damage.map_or_else(|| std::fs::remove_file(&record), |text| std::fs::write(&record, text));
+        damaged.expect("a file of ours");
+        let found = Outbound::ensure(&state, node.namespace(), None, false).await.expect("the same driver");
+        assert_eq!(recorded_pid(&state), Some(pid), "the driver that runs is found without its record");
+        drop(found);
+    }
+    until("the node reaches the host's server all the while", ask).await;
+    let second = Outbound::ensure(&state, node.namespace(), None, false).await.expect("the same driver");
+
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
     until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
     until("the node reaches the host's server again", ask).await;

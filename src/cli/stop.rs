@@ -16,12 +16,13 @@ use crate::config::Config;
 use crate::daemon;
 use crate::executor::client::{ExecutorError, Supervisor};
 use crate::executor::leftovers;
-use crate::network::outbound::Outbound;
+use crate::network::outbound::{self, Outbound};
 use crate::network::{self, ports};
 use crate::proto::cri;
 use crate::proto::supervisor::{Shutdown, request::Op};
 use crate::rootless::{NodeRecord, cgroups};
 use crate::store::Lock;
+use crate::sys::namespace::Namespace;
 use crate::sys::process::{ProcessId, end_all};
 
 /// The unix sockets of this network namespace, which is the daemon's: "Num RefCount Protocol Flags Type St Inode Path".
@@ -182,14 +183,21 @@ async fn end_pod(directory: PathBuf) {
 }
 
 /// The way out and the forwarder of host ports: they go with the node.
-fn helpers(state: &Path) -> Vec<ProcessId> {
-    Outbound::running(state).into_iter().chain(ports::running(state)).collect()
+fn helpers(state: &Path, node: &NodeRecord) -> anyhow::Result<Vec<ProcessId>> {
+    let ours = Outbound::running(state).into_iter().chain(ports::running(state));
+    Ok(ours.chain(unrecorded_ways_out(node)?).collect())
+}
+
+/// Those of the node that no record names.
+fn unrecorded_ways_out(node: &NodeRecord) -> anyhow::Result<Vec<ProcessId>> {
+    let network = node.namespaces.get(&Namespace::Network);
+    network.map_or_else(|| Ok(Vec::new()), |network| outbound::serving(*network)).context("looking for the way out")
 }
 
 /// Whatever else is in a node that we made: a kubelet, a shell, a process that left its pod.
 fn end_others(state: &Path) -> anyhow::Result<Option<String>> {
     let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
-    let ours = helpers(state);
+    let ours = helpers(state, &record)?;
     let mut count = 0;
     for _ in 0..ROUNDS {
         let others: Vec<_> = record
@@ -215,13 +223,15 @@ fn end_network(config: &Config) -> anyhow::Result<()> {
 /// The node, unless somebody is in it: it is theirs too.
 fn end_node(state: &Path) -> anyhow::Result<Option<String>> {
     let Some(record) = NodeRecord::read(state)? else { return Ok(None) };
-    let ours = helpers(state);
+    let ours = helpers(state, &record)?;
     let members = record.members().context("looking into the node")?;
     let others = members.iter().filter(|member| **member != record.process && !ours.contains(member)).count();
     if others > 0 {
         return Ok(Some(format!("the node (pid {}) is kept for {others} process(es) in it", record.process.pid)));
     }
+    let ways_out = unrecorded_ways_out(&record)?;
     Outbound::stop(state).context("ending the way out of the node")?;
+    end_all(&ways_out, NODE_PATIENCE).context("ending the way out of the node")?;
     let was_there = record.is_live() && record.process.end(NODE_PATIENCE).context("ending the node process")?;
     NodeRecord::remove(state)?;
     if let Some(base) = &record.cgroup {

@@ -2,11 +2,14 @@
 //! namespace and the host's network, without privileges.
 //!
 //! The driver is a process of its own that outlives the daemon, so connections go on over a restart. Its record,
-//! `STATE/outbound.json`, lets the next daemon find it; one task watches it and starts it again when it dies.
+//! `STATE/outbound.json`, lets the next daemon find it, and what it was started with does where the record is lost; one
+//! task watches it and starts it again when it dies.
 //! Nothing of the host's loopback is reachable through it, and it forwards no port by itself.
 //!
 //! pasta reads the host's resolv.conf once. When another resolver at a loopback address stands there, which pods reach
 //! only through the driver, it is started anew ([`Outbound::follow_resolver`]); slirp4netns reads the file anew itself.
+
+mod living;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+
+use living::Living;
 
 use crate::store::{self, RecordError};
 use crate::sys::async_fd;
@@ -51,6 +56,12 @@ const STEADY: Duration = Duration::from_secs(60);
 /// For a driver that is asked to end, before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The network namespace that it is to serve, as a driver finds it.
+const NAMESPACE: &str = "/proc/self/fd/0";
+
+/// Below the state directory.
+const LOG: &str = "outbound.log";
+
 /// Which program carries the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -73,7 +84,6 @@ impl Driver {
 
     /// The network namespace is the driver's standard input, so that no path and no process id is needed.
     fn arguments(self, host_loopback: bool) -> Vec<String> {
-        const NAMESPACE: &str = "/proc/self/fd/0";
         let (address, bits, gateway) = PASTA_ADDRESS;
         let loopback = match (self, host_loopback) {
             (_, true) => "",
@@ -207,7 +217,12 @@ impl Outbound {
     ) -> Result<Self, OutboundError> {
         let network = Arc::new(network);
         let served = inode(&*network).map_err(OutboundError::Namespace)?;
-        let found = recorded(state)?
+        let known = recorded(state)?.filter(|record| record.process.is_alive());
+        let found = match known {
+            None => adopt(state, served).map_err(OutboundError::Leftover)?,
+            known => known,
+        };
+        let found = found
             .filter(|record| record.network == served && record.host_loopback == host_loopback)
             .filter(|record| !record.asks_elsewhere(host_resolver()));
         if found.is_none() {
@@ -255,8 +270,35 @@ impl Outbound {
     }
 }
 
+/// Drivers of the node that our user namespace is, or of one below it, by its network namespace's inode: where the
+/// record does not say.
+pub fn serving(network: u64) -> io::Result<Vec<ProcessId>> {
+    Ok(living::of_namespace(network)?.into_iter().map(|living| living.process).collect())
+}
+
+/// Records the driver that serves the node without a record; what else serves it, or does so otherwise than a driver of
+/// ours, is ended.
+fn adopt(state: &Path, network: u64) -> io::Result<Option<Record>> {
+    let mut adopted = None;
+    // It goes with the state directory only: where none was ever started, nobody is looked for.
+    let found = if state.join(LOG).exists() { living::of_namespace(network)? } else { Vec::new() };
+    for Living { driver, process, host_loopback } in found {
+        let (pid, program) = (process.pid, driver.program());
+        let Some(host_loopback) = host_loopback.filter(|_| adopted.is_none()) else {
+            tracing::warn!(pid, program, "a way out that is not known is ended; connections through it are lost");
+            process.end(STOP_PATIENCE)?;
+            continue;
+        };
+        tracing::info!(pid, program, "the way out of the node is found again");
+        let record = Record { version: RECORD_VERSION, driver, process, network, host_loopback, resolver: None };
+        store::write(&record_path(state), &record).map_err(io::Error::other)?;
+        adopted = Some(record);
+    }
+    Ok(adopted)
+}
+
 fn start(driver: Driver, state: &Path, network: &OwnedFd, host_loopback: bool) -> io::Result<OwnedFd> {
-    let log = File::create(state.join("outbound.log"))?;
+    let log = File::create(state.join(LOG))?;
     // Before it reads it: a change in between is seen as one.
     let resolver = host_resolver();
     let child = Command::new(driver.program())
