@@ -291,6 +291,19 @@ async fn a_way_out(driver: Driver) {
     assert_eq!(second.driver(), driver);
     assert_eq!(recorded_pid(&state), Some(pid), "a restarted daemon finds the driver that runs");
 
+    // Its record is damaged, or was never written.
+    drop(second);
+    let record = state.join("outbound.json");
+    for damage in [Some("{\"version\": 1, \"dri"), None] {
+        let damaged = damage.map_or_else(|| std::fs::remove_file(&record), |text| std::fs::write(&record, text));
+        damaged.expect("a file of ours");
+        let found = Outbound::ensure(options(None, false)).await.expect("the same driver");
+        assert_eq!(recorded_pid(&state), Some(pid), "the driver that runs is found without its record");
+        drop(found);
+    }
+    until("the node reaches the host's server all the while", ask).await;
+    let second = Outbound::ensure(options(None, false)).await.expect("the same driver");
+
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
     until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
     until("the node reaches the host's servers again", ask).await;
@@ -301,13 +314,6 @@ async fn a_way_out(driver: Driver) {
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
     until("the dead driver is started again", || recorded_pid(&state).is_some_and(|p| p != pid)).await;
     until("the node reaches the host's servers without a daemon", ask).await;
-
-    // Nobody knows of them any more: they are ended before others are started.
-    std::fs::write(state.join("outbound.json"), "{").expect("damaged");
-    let known = Outbound::ensure(options(Some(driver), false)).await.expect("a driver");
-    until("the node reaches the host's servers by the one driver", ask).await;
-    assert_eq!(Outbound::running(&state).len(), 2);
-    drop(known);
 
     // Who keeps it is killed, and the driver with him: the daemon starts both.
     let third = Outbound::ensure(options(None, false)).await.expect("the same driver");

@@ -1,6 +1,6 @@
 //! The host ports that a pod asks for, checked.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::network::ports::{PortMapping, Protocol};
 use crate::pod::context::pod_modes;
@@ -59,6 +59,9 @@ fn mapping(asked: &cri::PortMapping) -> Result<PortMapping, PodError> {
         "" => None,
         text => Some(text.parse::<IpAddr>().map_err(|_| bad())?.to_canonical()),
     };
+    if let Some(host) = host.filter(|host| host.is_multicast() || *host == IpAddr::V4(Ipv4Addr::BROADCAST)) {
+        return Err(PodError::invalid(format!("host_ip {host} is no address of a host")));
+    }
     Ok(PortMapping {
         protocol,
         host: host.filter(|host| !host.is_unspecified()),
@@ -70,6 +73,7 @@ fn mapping(asked: &cri::PortMapping) -> Result<PortMapping, PodError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::error::PodErrorKind;
 
     fn asked(host_ip: &str, host_port: i32, container_port: i32) -> cri::PortMapping {
         cri::PortMapping { host_ip: host_ip.to_owned(), host_port, container_port, ..Default::default() }
@@ -86,6 +90,9 @@ mod tests {
         assert_eq!(read(ports).expect("ports"), ["8080/tcp 80", "[::1]:81/tcp 81"]);
         for bad in [asked("", 8080, 0), asked("", -1, 80), asked("", 65536, 80), asked("x", 1, 1)] {
             assert!(read(vec![bad.clone()]).is_err(), "{bad:?}");
+        }
+        for many in ["224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:224.0.0.1"] {
+            assert_eq!(read(vec![asked(many, 8080, 80)]).expect_err(many).kind, PodErrorKind::Invalid);
         }
         assert!(read(vec![asked("", 8080, 80), asked("127.0.0.1", 8080, 81)]).is_err());
         let written_twice =

@@ -154,17 +154,19 @@ fn stat(pid: i32) -> io::Result<(char, u64)> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is malformed")))
 }
 
-/// Processes of this user, in the PID namespace that /proc shows, whose command line `is` what is looked for: the name
-/// of the program and its arguments. What runs in a pod calls itself what it likes, and has a namespace of its own.
-pub fn with_command_line(is: impl Fn(&[&OsStr]) -> bool) -> io::Result<Vec<ProcessId>> {
+/// Processes of this user, in the PID namespace that /proc shows, by their command lines: those of which `tell` has
+/// something to say when it sees the name of the program and its arguments. What runs in a pod calls itself what it
+/// likes, and has a namespace of its own.
+pub fn by_command_line<T>(tell: impl Fn(&[&OsStr]) -> Option<T>) -> io::Result<Vec<(ProcessId, T)>> {
     let user = rustix::process::geteuid().as_raw();
-    let found = all_pids()?.filter(|pid| {
+    let found = all_pids()?.filter_map(|pid| {
         let ours = fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == user);
-        let line = ours.then(|| fs::read(format!("/proc/{pid}/cmdline")).ok()).flatten().unwrap_or_default();
-        let line = line.strip_suffix(&[0]).unwrap_or_default();
-        is(&line.split(|byte| *byte == 0).map(OsStr::from_bytes).collect::<Vec<_>>()) && is_in_this_namespace(*pid)
+        let line = ours.then(|| fs::read(format!("/proc/{pid}/cmdline")).ok()).flatten()?;
+        let words: Vec<&OsStr> = line.strip_suffix(&[0])?.split(|byte| *byte == 0).map(OsStr::from_bytes).collect();
+        let told = tell(&words).filter(|_| is_in_this_namespace(pid))?;
+        Some((ProcessId::of(pid).ok()?, told))
     });
-    Ok(found.filter_map(|pid| ProcessId::of(pid).ok()).collect())
+    Ok(found.collect())
 }
 
 /// proc_pid_status(5): NSpid has a number for each namespace from that of /proc inwards.
@@ -207,9 +209,10 @@ mod tests {
     fn a_process_is_found_by_its_command_line() {
         let own = fs::read("/proc/self/cmdline").expect("a command line");
         let own: Vec<&[u8]> = own.strip_suffix(&[0]).expect("whole").split(|byte| *byte == 0).collect();
-        let found = with_command_line(|words| words.iter().map(|word| word.as_bytes()).eq(own.iter().copied()));
-        assert!(found.expect("looked for").contains(&ProcessId::own().expect("read")));
-        assert!(with_command_line(|words| words.is_empty()).expect("looked for").is_empty());
+        let is_own = |words: &[&OsStr]| words.iter().map(|word| word.as_bytes()).eq(own.iter().copied());
+        let found = by_command_line(|words| is_own(words).then_some(())).expect("looked for");
+        assert!(found.contains(&(ProcessId::own().expect("read"), ())));
+        assert!(by_command_line(|words| words.is_empty().then_some(())).expect("looked for").is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A network's plugins, one after the other: each is told the network's name and version, the capability arguments that
 //! it says it takes, and the result so far.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,19 +44,44 @@ pub struct Chain<'a> {
     pub patience: Duration,
 }
 
+/// Why a chain's ADD failed.
+#[derive(Debug)]
+pub struct AddFailure {
+    pub error: CniError,
+    /// Not even the first plugin was started.
+    pub nothing_ran: bool,
+}
+
+impl From<CniError> for AddFailure {
+    fn from(error: CniError) -> Self {
+        Self { error, nothing_ran: false }
+    }
+}
+
 impl Chain<'_> {
-    /// The whole chain's result.
-    pub fn add(&self, attachment: &Attachment, namespace: &PodNamespace<'_>) -> Result<AddResult, CniError> {
+    /// The whole chain's result, and the addresses that it gave the pod.
+    pub fn add(
+        &self,
+        attachment: &Attachment,
+        namespace: &PodNamespace<'_>,
+    ) -> Result<(AddResult, Vec<IpAddr>), AddFailure> {
         let list = &attachment.list;
         let mut previous: Option<AddResult> = None;
         for plugin in &list.plugins {
             let told = previous.as_ref().map(|result| result.in_version(list.version));
-            let output = self.run_for("ADD", attachment, plugin, told, namespace)?;
+            let output = self.run_for("ADD", attachment, plugin, told, namespace).map_err(|error| {
+                let nothing_ran = previous.is_none() && error.is_before_the_plugin_ran();
+                AddFailure { error, nothing_ran }
+            })?;
             let result = AddResult::parse(&output, list.version);
             previous = Some(result.map_err(|problem| misbehaved(plugin, "ADD", problem))?);
         }
-        // A list has a plugin at least.
-        previous.ok_or_else(|| CniError::Request(format!("the network {} has no plugin", list.name)))
+        // A list has a plugin at least; the last one's result is the network's.
+        let (Some(result), Some(last)) = (previous, list.plugins.last()) else {
+            return Err(CniError::Request(format!("the network {} has no plugin", list.name)).into());
+        };
+        let addresses = result.pods_addresses().map_err(|problem| misbehaved(last, "ADD", problem))?;
+        Ok((result, addresses))
     }
 
     /// Every plugin is asked, in the reverse order, also after one has failed; the first error is the answer.

@@ -33,6 +33,16 @@ pub enum CniError {
         /// Where it was looked for.
         places: String,
     },
+    /// It cannot be executed.
+    #[error("the CNI plugin {plugin} cannot be started ({program}): {source}")]
+    NotStarted {
+        /// Its type.
+        plugin: String,
+        /// The file.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The plugin refused, by an error document.
     #[error("the CNI plugin {plugin} failed ({command}): {message}{details} (code {code})")]
     Refused {
@@ -94,6 +104,11 @@ pub enum CniError {
 impl CniError {
     pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action: action.into(), source }
+    }
+
+    /// Whether nothing of the plugin ran.
+    pub(super) fn is_before_the_plugin_ran(&self) -> bool {
+        matches!(self, Self::NoPlugin { .. } | Self::NotStarted { .. })
     }
 
     /// Whether the same may succeed a little later: code 11 of the specification, STATUS' codes, a deadline.

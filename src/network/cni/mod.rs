@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The order of things: the attachment is on disk, then the plugins run, then the attachment holds their result. It is
-//! removed when every DEL has succeeded. So whatever happens in between, a later daemon knows that there may be
+//! removed when every DEL has succeeded, and where no plugin could be started. So whatever happens in between, a later daemon knows that there may be
 //! something to delete, how it was made, and by which configuration. The pod's namespace is held open until then, so
 //! that DEL finds it after the pod has been killed too; nothing is mounted for that.
 
@@ -38,7 +38,7 @@ use super::{Cidr, POD_INTERFACE, PodNetwork, PodRequest};
 
 use arguments::Arguments;
 use attachment::{Attachment, Attachments};
-use chain::{Chain, PodNamespace};
+use chain::{AddFailure, Chain, PodNamespace, program};
 use places::Places;
 use result::AddResult;
 
@@ -70,7 +70,7 @@ pub struct CniOptions {
 pub fn installed(config_dir: &Path, plugin_dirs: &[PathBuf]) -> Result<Option<String>, CniError> {
     let Some(list) = list::find(config_dir)? else { return Ok(None) };
     for plugin in &list.plugins {
-        chain::program(plugin_dirs, &list, plugin)?;
+        program(plugin_dirs, &list, plugin)?;
     }
     Ok(Some(list.name))
 }
@@ -288,16 +288,21 @@ impl Shared {
     }
 
     fn connect(&self, mut attachment: Attachment, held: Arc<Held>) -> Result<PodNetwork, CniError> {
+        let chain = self.chain()?;
+        attachment
+            .list
+            .plugins
+            .iter()
+            .try_for_each(|plugin| program(&self.options.plugin_dirs, &attachment.list, plugin).map(drop))?;
         self.attachments.write(&attachment)?;
         let holder = held.holder;
         lock(&self.held).insert(attachment.pod.clone(), held);
-        let result =
-            self.chain()?.run(self.options.patience, |chain| chain.add(&attachment, &PodNamespace::Of(holder)))?;
+        let added = chain.run(self.options.patience, |chain| chain.add(&attachment, &PodNamespace::Of(holder)));
+        let (result, addresses) = match added {
+            Ok(added) => added,
+            Err(failure) => return Err(self.give_up(&attachment.pod, failure)),
+        };
         let name = attachment.list.name.clone();
-        let addresses = result.addresses();
-        if addresses.is_empty() {
-            return Err(CniError::Request(format!("the CNI network {name} gave the pod no address")));
-        }
         attachment.result = Some(result.in_version(attachment.list.version));
         self.attachments.write(&attachment)?;
         let node_interface = result.node_interface().unwrap_or_default().to_owned();
@@ -309,6 +314,17 @@ impl Shared {
             hardware_address: None,
             cni: Some(name),
         })
+    }
+
+    /// Where no plugin ran there is nothing to take away; what the record says could not be done either.
+    fn give_up(&self, pod: &PodId, failure: AddFailure) -> CniError {
+        if failure.nothing_ran {
+            lock(&self.held).remove(pod);
+            if let Err(error) = self.attachments.remove(pod) {
+                tracing::warn!(%pod, %error, "the record of a pod that no plugin connected is left");
+            }
+        }
+        failure.error
     }
 
     fn disconnect(&self, pod: &PodId) -> Result<(), CniError> {

@@ -1,5 +1,7 @@
 //! One run of one plugin. It is a stranger's program with the node's rights: what it prints is bounded, how long it
-//! takes is bounded, and its process group ends with it, so that nobody it left behind holds anything of ours.
+//! takes is bounded, and its process group ends with it. Whoever leaves the group lives on, as a plugin that starts a
+//! server for the pod means it (dnsname's dnsmasq), and is not waited for: of ours he holds the far ends of pipes that
+//! are closed here.
 //!
 //! Runs in a thread that may block; the plugin is killed when that thread ends, with the daemon or without.
 
@@ -64,7 +66,10 @@ impl Call<'_> {
 
     /// Runs it to its end and answers what it printed.
     pub fn run(mut self) -> Result<Vec<u8>, CniError> {
-        let mut child = self.spawn().map_err(self.failed("start"))?;
+        let mut child = self.spawn().map_err(|source| {
+            let (plugin, program) = (self.plugin.to_owned(), self.program.to_owned());
+            CniError::NotStarted { plugin, program, source }
+        })?;
         let mut pipes = Pipes::of(&mut child, std::mem::take(&mut self.input));
         let outcome = self.attend(&child, &mut pipes);
         // Before the plugin is reaped: until then the group's number cannot be another's.

@@ -4,7 +4,7 @@
 //! answers an older one than the list's) is it rewritten: 0.1 and 0.2 know one address a family, 0.3 and 0.4 say the
 //! family of each address, later ones do not.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Map, Value, json};
 
@@ -80,7 +80,7 @@ impl AddResult {
         let interfaces = self.interfaces();
         let inside = |ip: &Value| match ip.get("interface").and_then(Value::as_u64) {
             None => true,
-            Some(index) => interfaces.get(index as usize).is_none_or(is_inside),
+            Some(index) => interfaces.get(index as usize).is_none_or(|found| is_inside(found) && !is_loopback(found)),
         };
         match self.all_addresses() {
             Ok(all) if self.version >= Version::V0_3_0 => {
@@ -89,6 +89,27 @@ impl AddResult {
             Ok(all) => all,
             Err(_) => Vec::new(),
         }
+    }
+
+    /// As [`AddResult::addresses`], as others may reach the pod by them: one at least, and none that is no host's. What
+    /// the pod's own loopback interface has is not counted.
+    pub fn pods_addresses(&self) -> Result<Vec<IpAddr>, String> {
+        if let Some(text) = self.texts().into_iter().find(|text| has_bad_prefix(text)) {
+            return Err(format!("its result has {} for an address", shown(text)));
+        }
+        let addresses = self.addresses();
+        match addresses.iter().find(|address| !is_a_hosts(address)) {
+            Some(address) => Err(format!("its result gives the pod {address}, which is no host's address")),
+            None if addresses.is_empty() => Err("its result gives the pod no address".to_owned()),
+            None => Ok(addresses),
+        }
+    }
+
+    /// Addresses as they stand there.
+    fn texts(&self) -> Vec<&str> {
+        let families = ["ip4", "ip6"].into_iter().filter_map(|family| self.document.get(family)?.get("ip"));
+        let listed = self.ips().iter().filter_map(|ip| ip.get("address"));
+        families.chain(listed).filter_map(Value::as_str).collect()
     }
 
     /// The end of the pod's link that is in the node, where the plugins tell: the last of the node's, for a bridge
@@ -118,14 +139,32 @@ fn is_inside(interface: &Value) -> bool {
     interface.get("sandbox").and_then(Value::as_str).is_some_and(|sandbox| !sandbox.is_empty())
 }
 
+fn is_loopback(interface: &Value) -> bool {
+    interface.get("name").and_then(Value::as_str) == Some("lo")
+}
+
+/// Longer than an address is.
+fn has_bad_prefix(text: &str) -> bool {
+    let Some((plain, prefix)) = text.split_once('/') else { return false };
+    let most = if plain.contains(':') { 128 } else { 32 };
+    !prefix.parse::<u8>().is_ok_and(|bits| bits <= most)
+}
+
+fn is_a_hosts(address: &IpAddr) -> bool {
+    let is_broadcast = *address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    let address = address.to_canonical();
+    !(is_broadcast || address.is_loopback() || address.is_unspecified() || address.is_multicast())
+}
+
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(60).collect::<String>())
+}
+
 /// `10.1.2.3/24`, or without the prefix.
 fn address(text: Option<&Value>) -> Result<IpAddr, String> {
     let text = text.and_then(Value::as_str).ok_or("its result has an address that is not a text")?;
     let plain = text.split_once('/').map_or(text, |(plain, _)| plain);
-    plain.parse().map_err(|_| {
-        let shown: String = text.chars().take(60).collect();
-        format!("its result has {shown:?} for an address")
-    })
+    plain.parse().map_err(|_| format!("its result has {} for an address", shown(text)))
 }
 
 fn family_of(ip: &Value) -> Option<&'static str> {
@@ -197,6 +236,43 @@ mod tests {
         assert_eq!(result.node_interface(), Some("veth1"));
         let bare = parse(r#"{"ips":[{"address":"10.1.0.5/16"},{"address":"fd00::5/64","interface":9}]}"#);
         assert_eq!(texts(&bare.expect("a result")), ["10.1.0.5", "fd00::5"]);
+    }
+
+    #[test]
+    fn only_addresses_of_hosts_become_the_pods() {
+        let given = |address: &str| {
+            parse(&format!(r#"{{"ips":[{{"address":"10.1.0.5/16"}},{{"address":"{address}"}}]}}"#))
+                .and_then(|r| r.pods_addresses())
+        };
+        assert_eq!(given("fd00::5/128").expect("addresses").len(), 2);
+        assert_eq!(given("10.1.0.6").expect("addresses").len(), 2);
+        for bad in [
+            "127.0.0.1/8",
+            "::1/128",
+            "0.0.0.0/0",
+            "::/0",
+            "224.0.0.1/4",
+            "ff02::1/128",
+            "255.255.255.255/32",
+            "::ffff:127.0.0.1/128",
+            "10.1.0.6/99",
+            "10.1.0.6/33",
+            "fd00::6/129",
+            "10.1.0.6/",
+            "10.1.0.6/-1",
+            "10.1.0.6/x",
+        ] {
+            let error = given(bad).expect_err(bad);
+            assert!(error.starts_with("its result"), "{bad}: {error}");
+        }
+        let old = parse(r#"{"cniVersion":"0.2.0","ip4":{"ip":"10.1.0.5/99"}}"#).expect("a result");
+        assert!(old.pods_addresses().is_err());
+        let own = r#"{"interfaces":[{"name":"lo","sandbox":"/x"}],"ips":[{"address":"127.0.0.1/8","interface":0}IPS]}"#;
+        let alone = parse(&own.replace("IPS", "")).expect("a result").pods_addresses().expect_err("no address");
+        assert!(alone.contains("no address"), "{alone}");
+        let beside = own.replace("IPS", r#",{"address":"10.1.0.5/16"}"#);
+        assert_eq!(texts(&parse(&beside).expect("a result")), ["10.1.0.5"]);
+        assert!(parse(&beside).expect("a result").pods_addresses().is_ok());
     }
 
     #[test]

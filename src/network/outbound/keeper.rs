@@ -14,7 +14,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::driver::{Driver, INTERFACE, READY};
 use super::record::{self, Record};
-use super::{STOP_PATIENCE, host_resolvers};
+use super::{HostResolvers, STOP_PATIENCE, host_resolvers};
 use crate::network::builtin::RouteSocket;
 use crate::sys::namespace::{Namespace, inode};
 use crate::sys::process::ProcessId;
@@ -50,7 +50,7 @@ enum Event {
     Nothing,
 }
 
-/// Until SIGTERM or SIGINT. The first start that fails is an error; later ones are tried again.
+/// Until SIGTERM or SIGINT; at SIGHUP the record is written anew. The first start that fails is an error; later ones are tried again.
 pub fn run(order: &Order) -> io::Result<()> {
     let wanted = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD]);
     wanted.thread_block()?;
@@ -85,6 +85,8 @@ pub fn run(order: &Order) -> io::Result<()> {
 struct Running {
     child: Child,
     ready: Option<File>,
+    /// Those of the host when it was started.
+    resolvers: HostResolvers,
 }
 
 impl Running {
@@ -96,8 +98,8 @@ impl Running {
         command.args(order.driver.arguments(order.host_loopback)).stdin(Stdio::from(order.network.try_clone()?));
         join_and_die_with_thread(&mut command, &[], Some((says_so.as_fd(), READY)))?;
         let child = command.spawn()?;
-        let running = Self { ready: Some(File::from(ready)), child };
-        let recorded = running.record(order, resolvers);
+        let running = Self { ready: Some(File::from(ready)), child, resolvers };
+        let recorded = running.record(order);
         if let Err(error) = recorded {
             running.end()?;
             return Err(error);
@@ -105,12 +107,13 @@ impl Running {
         Ok(running)
     }
 
-    fn record(&self, order: &Order, resolvers: super::HostResolvers) -> io::Result<()> {
+    fn record(&self, order: &Order) -> io::Result<()> {
         // One that dies at once is started again like any other.
         let (driver, _) = ProcessId::of_child(&self.child)?;
         let keeper = Some(ProcessId::own()?);
         let network = inode(&order.network)?;
-        record::write(&order.state, &Record::new(order.driver, driver, keeper, network, order.host_loopback, resolvers))
+        let record = Record::new(order.driver, driver, keeper, network, order.host_loopback, self.resolvers);
+        record::write(&order.state, &record)
     }
 
     fn end(mut self) -> io::Result<()> {
@@ -162,13 +165,17 @@ fn wait(
             [Some(signals.as_fd()), pipe].into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         poll(&mut watched, timeout)?;
         let happened: Vec<bool> = watched.iter().map(|fd| fd.any().unwrap_or_default()).collect();
-        if happened.first() == Some(&true) {
-            let signal = signals.read_signal()?.and_then(|info| Signal::try_from(info.ssi_signo as i32).ok());
-            if matches!(signal, Some(Signal::SIGTERM | Signal::SIGINT)) {
-                return Ok(Event::Told);
-            }
+        let heard = if happened.first() == Some(&true) { signals.read_signal()? } else { None };
+        let signal = heard.and_then(|info| Signal::try_from(info.ssi_signo as i32).ok());
+        if matches!(signal, Some(Signal::SIGTERM | Signal::SIGINT)) {
+            return Ok(Event::Told);
         }
         let Some((order, running)) = &mut running else { continue };
+        if signal == Some(Signal::SIGHUP)
+            && let Err(error) = running.record(order)
+        {
+            eprintln!("{} cannot be recorded: {error}", order.driver.program());
+        }
         if running.child.try_wait()?.is_some() {
             return Ok(Event::Died);
         }

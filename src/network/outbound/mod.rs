@@ -14,6 +14,7 @@ pub mod keeper;
 mod record;
 mod resolvers;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -35,7 +36,7 @@ use resolvers::{HostResolvers, host_resolvers};
 use crate::store::{self, RecordError};
 use crate::sys::async_fd;
 use crate::sys::namespace::inode;
-use crate::sys::process::{ProcessId, all_pids, end_all};
+use crate::sys::process::{ProcessId, by_command_line, end_all};
 
 /// For a driver that is asked to end, before it is killed; its keeper has twice that.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -54,6 +55,9 @@ const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// What `ps` and the kernel's messages call a keeper.
 pub const NAME: &std::ffi::CStr = c"cricket-way-out";
+
+/// By which this program is one.
+const COMMAND: &str = "way-out";
 
 /// What the driver and its keeper say, below STATE.
 const LOG: &str = "outbound.log";
@@ -122,9 +126,10 @@ impl Outbound {
     /// namespace that owns the node's. One that runs is replaced when it was not started for the same `host_loopback`.
     pub async fn ensure(options: OutboundOptions) -> Result<Self, OutboundError> {
         let served = inode(&options.network).map_err(OutboundError::Namespace)?;
-        let found = record::read(&options.state)?
+        let found = find(&options.state)
+            .await?
             .filter(|record| record.network == served && record.host_loopback == options.host_loopback)
-            .filter(|record| record.is_alive() && !record.asks_elsewhere(host_resolvers()));
+            .filter(|record| !record.asks_elsewhere(host_resolvers()));
         let record = match found {
             Some(record) => record,
             None => {
@@ -152,20 +157,18 @@ impl Outbound {
         self.driver
     }
 
-    /// The processes that are recorded under `state` and run.
+    /// The processes of `state`'s way out that run.
     pub fn running(state: &Path) -> Vec<ProcessId> {
         let record = record::read(state).ok().flatten();
-        let processes = record.iter().flat_map(|record| record.keeper.into_iter().chain([record.process]));
-        processes.filter(ProcessId::is_alive).collect()
+        keepers(state).into_iter().chain(record.map(|record| record.process)).filter(ProcessId::is_alive).collect()
     }
 
     /// Ends what is recorded under `state`, if it runs, and waits until it has ended. For `cricket stop`; a daemon would
     /// start it again.
     pub fn stop(state: &Path) -> io::Result<()> {
         let record = record::read(state).map_err(io::Error::other)?;
-        let keepers = record.as_ref().map_or_else(|| unrecorded(state), |record| record.keeper.into_iter().collect());
         // They first, for they would start another.
-        end_all(&keepers, STOP_PATIENCE * 2)?;
+        end_all(&keepers(state), STOP_PATIENCE * 2)?;
         if let Some(record) = record {
             record.process.end(STOP_PATIENCE)?;
         }
@@ -173,15 +176,31 @@ impl Outbound {
     }
 }
 
-/// Keepers of this state's that no record names, because it was damaged or removed.
-fn unrecorded(state: &Path) -> Vec<ProcessId> {
-    let is_keeper = |pid: &i32| {
-        let read = |file| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        read("comm").trim_ascii_end() == NAME.to_bytes()
-            && read("cmdline").split(|byte| *byte == 0).any(|word| word == state.as_os_str().as_encoded_bytes())
-    };
-    let pids = all_pids().into_iter().flatten().filter(is_keeper);
-    pids.filter_map(|pid| ProcessId::of(pid).ok()).collect()
+/// Keepers of this state's, by their command lines: where no record names one.
+fn keepers(state: &Path) -> Vec<ProcessId> {
+    let is_keeper =
+        |words: &[&OsStr]| words.get(1).is_some_and(|w| *w == COMMAND) && words.contains(&state.as_os_str());
+    let found = by_command_line(|words| is_keeper(words).then_some(())).unwrap_or_default();
+    found.into_iter().map(|(process, ())| process).collect()
+}
+
+/// What runs. A keeper whose record was damaged or lost writes it anew.
+async fn find(state: &Path) -> Result<Option<Record>, OutboundError> {
+    let known = record::read(state)?.filter(Record::is_alive);
+    let Some(keeper) = keepers(state).pop().filter(|_| known.is_none()) else { return Ok(known) };
+    if let Ok(Some(descriptor)) = keeper.open() {
+        // A keeper that ends just now has no record to write.
+        let _ = pidfd_send_signal(descriptor, Signal::HUP);
+    }
+    let deadline = Instant::now() + START_PATIENCE;
+    while keeper.is_alive() && Instant::now() < deadline {
+        if let Some(record) = record::read(state)? {
+            tracing::info!(pid = record.process.pid, "the way out of the node is found again");
+            return Ok(Some(record));
+        }
+        tokio::time::sleep(GLANCE).await;
+    }
+    Ok(None)
 }
 
 /// A keeper, and then its driver.
@@ -189,7 +208,7 @@ async fn start(driver: Driver, options: &OutboundOptions) -> io::Result<Record> 
     let path = options.state.join(LOG);
     let log = File::create(&path)?;
     let mut command = Command::new(&options.executable);
-    command.arg("way-out").arg("--driver").arg(driver.program()).arg("--directory").arg(&options.state);
+    command.arg(COMMAND).arg("--driver").arg(driver.program()).arg("--directory").arg(&options.state);
     command.args(options.host_loopback.then_some("--host-loopback"));
     command.stdin(Stdio::from(options.network.try_clone()?)).stdout(log.try_clone()?).stderr(log).process_group(0);
     let mut keeper = command.spawn()?;

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire::{self, Reply, Request};
 use crate::store::{self, RecordError};
-use crate::sys::process::{ProcessId, with_command_line};
+use crate::sys::process::{ProcessId, by_command_line};
 use crate::sys::spawn::join_and_pass;
 
 /// The number at which `cricket forward` finds its listening socket.
@@ -196,14 +196,15 @@ fn note(state: &Path, running: Option<ProcessId>) -> io::Result<()> {
 /// The forwarder of `state`, if it runs.
 pub fn running(state: &Path) -> Option<ProcessId> {
     let by_record = recorded(state).ok().flatten().filter(ProcessId::is_alive);
-    by_record.or_else(|| by_command_line(state))
+    by_record.or_else(|| unrecorded(state))
 }
 
-fn by_command_line(state: &Path) -> Option<ProcessId> {
+fn unrecorded(state: &Path) -> Option<ProcessId> {
     // It goes with the state directory only: where none was ever started, nobody is looked for.
     state.join(LOG).exists().then_some(())?;
     let wanted = [STATE.as_ref(), state.as_os_str(), FORWARD.as_ref()];
-    with_command_line(|words| words.get(1..) == Some(&wanted[..])).ok()?.into_iter().next()
+    let found = by_command_line(|words| (words.get(1..)? == wanted).then_some(())).ok()?;
+    found.into_iter().next().map(|(process, ())| process)
 }
 
 /// Ends the forwarder of `state`, if one runs, with all its connections. One of a later release is left alone.
