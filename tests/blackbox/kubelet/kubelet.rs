@@ -6,13 +6,15 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use super::manifests;
-use crate::node::{Node, provision, succeed, text};
+use crate::node::{Node, cgroups, patience, provision, succeed, text};
 use crate::user_namespaces::ids_of;
 
 /// Its own server, in the node's network namespace.
 const PORT: u16 = 10_250;
 /// What the pods' names end with.
 pub const HOST: &str = "standalone";
+/// Around those of its pods, by either driver.
+const TOP_CGROUPS: [&str; 2] = ["kubepods", "kubepods.slice"];
 const ADDRESS: &str = "127.0.0.1";
 /// What pods with users of their own are given: two times as many as one has.
 pub const FIRST_ID_OF_PODS: u64 = manifests::USERS_OF_POD;
@@ -33,6 +35,8 @@ struct NodePaths {
 /// What the kubelet says of a pod.
 #[derive(Debug, Clone)]
 pub struct State {
+    /// What its cgroup is named by.
+    pub uid: String,
     pub address: String,
     pub init_containers_succeeded: bool,
     containers: Vec<ContainerState>,
@@ -46,6 +50,8 @@ pub struct ContainerState {
     /// CrashLoopBackOff.
     pub is_held_back: bool,
     pub restarts: u64,
+    /// Why it ended the last time.
+    pub last_reason: String,
 }
 
 impl State {
@@ -63,12 +69,7 @@ impl Kubelet {
             std::fs::create_dir_all(paths.dir.join(name)).expect("a directory of ours");
         }
         std::fs::create_dir_all(node.dir.join("shared")).expect("a directory of ours");
-        let prepare =
-            "for dir in /var/log/containers /var/lib/kubelet; do mount -t tmpfs tmpfs ${dir%/*} && mkdir $dir; done";
-        succeed(&mut (paths.enter)(&["sh", "-c", prepare]));
-        if ids_of(node) >= FIRST_ID_OF_PODS + IDS_OF_PODS {
-            give_ids(&paths);
-        }
+        prepare(node, &paths);
         let configuration = configuration(&paths, &node.socket().display().to_string());
         std::fs::write(paths.dir.join("kubelet.json"), configuration.to_string()).expect("written");
         let process = run(&paths);
@@ -86,6 +87,23 @@ impl Kubelet {
         let pid = rustix::process::Pid::from_child(&self.process);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         self.process.wait().expect("our child");
+    }
+
+    /// Ends it for good: pods' cgroups are gone then, and it keeps those around them.
+    pub fn end(&mut self) {
+        self.stop();
+        let Some(base) = cgroups::base() else { return };
+        for top in TOP_CGROUPS {
+            let top = base.join(top);
+            for below in cgroups::below(&top, &[]) {
+                std::fs::remove_dir(top.join(below)).expect("an empty cgroup");
+            }
+            // systemd removes its own slices, as it sees them empty.
+            match std::fs::remove_dir(&top) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", top.display()),
+                _ => {}
+            }
+        }
     }
 
     /// Has a static pod run.
@@ -115,7 +133,10 @@ impl Kubelet {
 
     /// From inside the node.
     pub fn curl(&self, arguments: &[&str]) -> Command {
-        (self.node.enter)(&[&["curl", "-sS", "--insecure", "--globoff", "--max-time", "10"], arguments].concat())
+        (self.node.enter)(
+            &[&["curl", "-sS", "--insecure", "--globoff", "--max-time", &patience().as_secs().to_string()], arguments]
+                .concat(),
+        )
     }
 
     /// A streaming session as kubectl has them.
@@ -139,6 +160,20 @@ impl Kubelet {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.log_files(container),
             texts => texts.expect("logs"),
         }
+    }
+}
+
+/// Directories that it wants outside of its own: in a made node hidden behind others, while root's are the machine's.
+fn prepare(node: &Node, paths: &NodePaths) {
+    let hide = if rustix::process::geteuid().is_root() {
+        "mkdir -p $dir"
+    } else {
+        "mount -t tmpfs tmpfs ${dir%/*} && mkdir $dir"
+    };
+    let script = format!("for dir in /var/log/containers /var/lib/kubelet; do {hide}; done");
+    succeed(&mut (paths.enter)(&["sh", "-c", &script]));
+    if !rustix::process::geteuid().is_root() && ids_of(node) >= FIRST_ID_OF_PODS + IDS_OF_PODS {
+        give_ids(paths);
     }
 }
 
@@ -182,9 +217,10 @@ fn run(node: &NodePaths) -> Child {
     command.stdin(Stdio::null()).stdout(copy).stderr(log).spawn().expect("a kubelet")
 }
 
-/// Without cgroups of its own: where these are delegated it could have them, but this has to run everywhere.
+/// Pods have cgroups of the kubelet's where controllers are delegated (`scripts/vm test kubelet`).
 fn configuration(node: &NodePaths, socket: &str) -> Value {
     let dir = node.dir.display();
+    let has_cgroups = cgroups::base().is_some();
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -192,10 +228,10 @@ fn configuration(node: &NodePaths, socket: &str) -> Value {
         "port": PORT,
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
-        "cgroupsPerQOS": false,
+        "cgroupsPerQOS": has_cgroups,
         // As many as it has ids for.
         "maxPods": IDS_OF_PODS / manifests::USERS_OF_POD,
-        "enforceNodeAllocatable": ["none"],
+        "enforceNodeAllocatable": [if has_cgroups { "pods" } else { "none" }],
         "failCgroupV1": false,
         "failSwapOn": false,
         "featureGates": { "KubeletInUserNamespace": true },
@@ -218,6 +254,7 @@ fn state(pod: &Value) -> State {
     let status = &pod["status"];
     let list = |name: &str| status[name].as_array().cloned().unwrap_or_default();
     State {
+        uid: pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
         address: status["podIP"].as_str().unwrap_or_default().to_owned(),
         init_containers_succeeded: !list("initContainerStatuses").is_empty()
             && list("initContainerStatuses").iter().all(|init| init["state"]["terminated"]["exitCode"] == 0),
@@ -232,5 +269,6 @@ fn container_state(status: &Value) -> ContainerState {
         is_ready: status["ready"] == true,
         is_held_back: status["state"]["waiting"]["reason"] == "CrashLoopBackOff",
         restarts: status["restartCount"].as_u64().unwrap_or_default(),
+        last_reason: status["lastState"]["terminated"]["reason"].as_str().unwrap_or_default().to_owned(),
     }
 }

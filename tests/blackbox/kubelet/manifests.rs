@@ -20,6 +20,11 @@ pub const USERS_OF_POD: u64 = 65_536;
 /// What the server answers; the init container wrote it.
 pub const PAGE: &str = "written by the init container";
 
+/// Of a pod with limits.
+pub const IDLE: &str = "idle";
+pub const GREEDY: &str = "greedy";
+pub const LIMIT_CPU: &str = "200m";
+
 const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
 /// The whole manifest.
@@ -68,6 +73,32 @@ pub fn users_pod() -> Value {
                 "volumeMounts": [{ "name": "mine", "mountPath": "/mine" }],
             }],
             "volumes": [{ "name": "mine", "emptyDir": {} }],
+        },
+    })
+}
+
+/// Two containers with limits: one idle, one that takes more memory than it may. Where `request_cpu` is less than the
+/// limit the pod is burstable, else guaranteed.
+pub fn limited_pod(request_cpu: &str) -> Value {
+    let limited = |name: &str, script: &str| {
+        json!({
+            "name": name,
+            "image": IMAGE,
+            "imagePullPolicy": "Never",
+            "command": ["sh", "-c", script],
+            "resources": {
+                "requests": { "cpu": request_cpu, "memory": "64Mi" },
+                "limits": { "cpu": LIMIT_CPU, "memory": "64Mi" },
+            },
+        })
+    };
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": format!("limited-{request_cpu}"), "namespace": "default" },
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [limited(IDLE, "exec sleep 10000"), limited(GREEDY, "dd if=/dev/zero of=/dev/null bs=256M count=1")],
         },
     })
 }

@@ -8,11 +8,11 @@ mod manifests;
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::node::{Node, eventually_async, succeed, text};
+use crate::node::{Node, cgroups, eventually, eventually_async, succeed, text};
 
 use crate::user_namespaces::ids_of;
 use kubelet::{FIRST_ID_OF_PODS, IDS_OF_PODS, Kubelet, State};
-use manifests::{CRASHER, PAGE, POD, SERVER, TALKER, USERS, USERS_OF_POD, USERS_POD, WRITER};
+use manifests::{CRASHER, GREEDY, IDLE, LIMIT_CPU, PAGE, POD, SERVER, TALKER, USERS, USERS_OF_POD, USERS_POD, WRITER};
 
 #[tokio::test]
 #[ignore = "needs a kubelet: scripts/test kubelet"]
@@ -47,8 +47,73 @@ async fn a_kubelet_runs_static_pods_and_neither_restart_restarts_them() {
     eventually_async("the hook before the end has run", async || farewell.exists().then_some(())).await;
     eventually_async("the pod is gone", async || kubelet.pods().is_empty().then_some(())).await;
     users_of_its_own(&kubelet, &node).await;
-    kubelet.stop();
+    kubelet.end();
     node.stop_and_account().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kubelet: scripts/vm test kubelet"]
+async fn a_kubelets_pods_are_in_its_cgroups_and_its_limits_are_the_kernels() {
+    if cgroups::base_or_skip("a kubelet's cgroups").is_none() {
+        return;
+    }
+    limits_with("cgroupfs").await;
+    // systemd makes slices for a root alone: an ordinary user's kubelet has no way to his manager.
+    if rustix::process::geteuid().is_root() {
+        limits_with("systemd").await;
+    }
+}
+
+async fn limits_with(driver: &str) {
+    let base = cgroups::base().expect("looked at before");
+    let node = Node::prepare().await;
+    std::fs::write(node.config(), format!("cgroup_driver = \"{driver}\"\n")).expect("written");
+    let node = node.begin().await;
+    node.load("busybox");
+    let mut kubelet = Kubelet::start(&node);
+    // Guaranteed and burstable.
+    for (request, class) in [(LIMIT_CPU, ""), ("100m", "burstable")] {
+        kubelet.place(&manifests::limited_pod(request));
+        let killed = |pod: &State| (pod.container(GREEDY).last_reason == "OOMKilled").then(|| pod.clone());
+        let pod = kubelet.until("the greedy one is killed", killed).await;
+        let idle = pod.container(IDLE);
+        assert!(idle.restarts == 0 && !idle.last_reason.contains("OOM"), "{pod:?}");
+        let id = idle.id.rsplit('/').next().expect("its id").to_owned();
+        let cgroup = base.join(pod_cgroup(driver, class, &pod.uid));
+        let leaf = if driver == "systemd" { format!("cri-cricket-{id}.scope") } else { id.clone() };
+        assert_eq!(cgroups::of(&base, &id), cgroup.join(leaf));
+        let own = cgroups::of(&base, &id);
+        for (at, file, value) in [
+            (&own, "memory.max", "67108864"),
+            (&own, "cpu.max", "20000 100000"),
+            (&cgroup, "memory.max", "134217728"),
+            (&cgroup, "cpu.max", "40000 100000"),
+        ] {
+            assert_eq!(cgroups::read(at, file), value, "{file} of {}", at.display());
+        }
+        println!("{driver} {class}: {}", own.display());
+        kubelet.take_away();
+        eventually_async("the pod is gone", async || kubelet.pods().is_empty().then_some(())).await;
+        eventually("its cgroup is gone", || (!cgroup.exists()).then_some(())).await;
+    }
+    kubelet.end();
+    node.stop_and_account().await;
+}
+
+/// Where a kubelet has a pod's cgroup, from the top of the node.
+fn pod_cgroup(driver: &str, class: &str, uid: &str) -> String {
+    let classes = [class].into_iter().filter(|class| !class.is_empty());
+    if driver == "cgroupfs" {
+        let parts: Vec<String> = classes.map(|class| format!("{class}/")).collect();
+        return format!("kubepods/{}pod{uid}", parts.concat());
+    }
+    let mut name = "kubepods".to_owned();
+    let mut path = "kubepods.slice".to_owned();
+    for part in classes.map(str::to_owned).chain([format!("pod{}", uid.replace('-', "_"))]) {
+        name = format!("{name}-{part}");
+        path = format!("{path}/{name}.slice");
+    }
+    path
 }
 
 /// The kubelet's HTTP interface: pods' addresses, commands, logs.
