@@ -451,6 +451,9 @@ fn a_change_of_the_configuration_holds_for_the_next_pod_and_each_goes_as_it_came
         site.configure(&json!({ "cniVersion": "1.0.0", "name": "n", "plugins": [{ "type": "not-installed" }] }));
         let missing = network.missing().await.expect("not ready");
         assert!(missing.contains("not-installed") && missing.contains("/usr/lib/cni"), "{missing}");
+        let refused = network.set_up(pods[1].request()).await.expect_err("no plugin").to_string();
+        assert!(refused.contains("not-installed"), "{refused}");
+        assert_eq!(site.kept(), 0, "where no plugin ran there is nothing to take away");
         site.configure(&json!({ "cniVersion": "1.1.0", "name": "n", "plugins": [{ "type": "bridge" }] }));
         let missing = network.missing().await.expect("not ready");
         assert!(missing.contains("does not speak version 1.1.0"), "{missing}");
