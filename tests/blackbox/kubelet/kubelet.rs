@@ -93,17 +93,8 @@ impl Kubelet {
     pub fn end(&mut self) {
         self.stop();
         let Some(base) = cgroups::base() else { return };
-        for top in TOP_CGROUPS {
-            let top = base.join(top);
-            for below in cgroups::below(&top, &[]) {
-                std::fs::remove_dir(top.join(below)).expect("an empty cgroup");
-            }
-            // systemd removes its own slices, as it sees them empty.
-            match std::fs::remove_dir(&top) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", top.display()),
-                _ => {}
-            }
-        }
+        // systemd removes its own slices, as it sees them empty.
+        TOP_CGROUPS.iter().for_each(|top| cgroups::remove(&base.join(top)));
     }
 
     /// Has a static pod run.

@@ -52,6 +52,21 @@ pub fn below(top: &Path, except: &[&str]) -> Vec<PathBuf> {
     found
 }
 
+/// Removes `top` and every cgroup below it, which are empty or about to be; that there is none is fine. A process that has
+/// ended is in its cgroup until the kernel is done with it.
+#[track_caller]
+pub fn remove(top: &Path) {
+    let end = std::time::Instant::now() + super::patience();
+    loop {
+        let all = below(top, &[]).into_iter().map(|below| top.join(below)).chain([top.to_owned()]);
+        let refused = all.filter(|path| fs::remove_dir(path).is_err_and(|e| e.kind() != std::io::ErrorKind::NotFound));
+        let Some(path) = refused.last() else { return };
+        let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        assert!(std::time::Instant::now() < end, "{} is not empty: {members:?}", path.display());
+        std::thread::sleep(super::GLANCE);
+    }
+}
+
 /// The one cgroup below `top` whose last part holds `id`.
 #[track_caller]
 pub fn of(top: &Path, id: &str) -> PathBuf {
