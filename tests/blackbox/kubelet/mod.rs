@@ -5,6 +5,7 @@
 mod kubelet;
 mod manifests;
 
+use cricket::proto::cri;
 use std::io::Write;
 use std::process::Stdio;
 
@@ -47,6 +48,12 @@ async fn a_kubelet_runs_static_pods_and_neither_restart_restarts_them() {
     eventually_async("the hook before the end has run", async || farewell.exists().then_some(())).await;
     eventually_async("the pod is gone", async || kubelet.pods().is_empty().then_some(())).await;
     users_of_its_own(&kubelet, &node).await;
+    kubelet.stop();
+    // What it had not removed yet.
+    let left = node.runtime().await.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
+    for pod in left.expect("ListPodSandbox").into_inner().items {
+        node.remove_pod(&pod.id).await;
+    }
     kubelet.end();
     node.stop_and_account().await;
 }
