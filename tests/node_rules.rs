@@ -218,7 +218,7 @@ fn a_host_port_of_sctp_leads_to_the_pod_and_is_refused_where_only_a_forwarder_co
 
         let state = std::env::temp_dir().join(format!("cricket-sctp-{}", std::process::id()));
         let served = |node: Option<OwnedFd>| {
-            HostPorts::start(PortsOptions { state: state.clone(), executable: "/nowhere".into(), node })
+            HostPorts::start(PortsOptions { state: state.clone(), executable: "/nowhere".into(), node, lookout: None })
                 .expect("a table")
         };
         let asked = |port: PortMapping| PodPorts { whom: "default/web".into(), mappings: vec![port] };
@@ -531,7 +531,7 @@ fn the_forwarder_carries_streams_and_datagrams_from_the_host_in_their_clients_na
         let start = || {
             let executable = env!("CARGO_BIN_EXE_cricket").into();
             let node = Some(node.namespace());
-            HostPorts::start(PortsOptions { state: state.clone(), executable, node }).expect("a thread")
+            HostPorts::start(PortsOptions { state: state.clone(), executable, node, lookout: None }).expect("a thread")
         };
         let ports = start();
         let (pod, other) = (Pod::start(), PodId::random());

@@ -50,6 +50,7 @@ fn facts() -> Facts {
         ipc: namespace(),
         cgroups,
         executable: namespace(),
+        lookout: None,
     };
     Facts { config: Arc::new(config), node: Arc::new(node) }
 }

@@ -65,8 +65,9 @@ fn host_ports(config: &Config, node: &Node) -> Option<HostPorts> {
         NodeKind::Found | NodeKind::Root => Ok(None),
     };
     let started = namespace.and_then(|namespace| {
-        let (state, executable) = (config.state.clone(), node.executable_path());
-        HostPorts::start(PortsOptions { state, executable, node: namespace }).map_err(|error| error.to_string())
+        let (state, executable, lookout) = (config.state.clone(), node.executable_path(), node.lookout.clone());
+        HostPorts::start(PortsOptions { state, executable, node: namespace, lookout })
+            .map_err(|error| error.to_string())
     });
     started.inspect_err(|why| tracing::warn!("host ports cannot be served: {why}")).ok()
 }

@@ -17,12 +17,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::record::NodeRecord;
 use super::subordinate::{self, IdKind, MapLine, User};
 use super::{Cgroups, Node, NodeKind, RootlessError, cgroups, seal};
 use crate::sys::crash;
+use crate::sys::lookout::Lookout;
 use crate::sys::namespace::Namespace;
 use crate::sys::process::output_within;
 
@@ -78,8 +80,12 @@ fn enter_as_daemon(record: &NodeRecord, cgroups: Cgroups) -> Result<Node, Rootle
         kind.open(pid).map_err(RootlessError::io(format!("open the node's {} namespace", kind.name())))
     };
     let (network, uts, ipc) = (open(Namespace::Network)?, open(Namespace::Uts)?, open(Namespace::Ipc)?);
+    // Where this process is in the cgroup that it stays in.
+    let lookout =
+        Lookout::start().inspect_err(|error| tracing::warn!(%error, "who has a taken port will not be named"));
     enter(record, &[Namespace::User, Namespace::Cgroup, Namespace::Mount])?;
-    Ok(Node { kind: NodeKind::Made, pid, network, uts, ipc, cgroups, executable: seal()? })
+    let lookout = lookout.ok().map(Arc::new);
+    Ok(Node { kind: NodeKind::Made, pid, network, uts, ipc, cgroups, executable: seal()?, lookout })
 }
 
 /// Moves this process into namespaces of the node, keeping its working directory where the node shows it too.

@@ -14,6 +14,7 @@ pub mod subordinate;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use holder::{Places, hold};
 pub use keeper::keep;
@@ -22,6 +23,7 @@ pub use record::NodeRecord;
 
 use crate::config::Config;
 use crate::store::RecordError;
+use crate::sys::lookout::Lookout;
 use crate::sys::namespace::Namespace;
 use crate::sys::{descriptors, directory, fork, loopback, sealed};
 
@@ -70,6 +72,8 @@ pub struct Node {
     pub cgroups: Cgroups,
     /// Our binary as nobody can write it, for the template; see [`sealed`].
     pub executable: OwnedFd,
+    /// In a made node: a process of the host's user namespace.
+    pub lookout: Option<Arc<Lookout>>,
 }
 
 impl Node {
@@ -175,6 +179,7 @@ fn found(kind: NodeKind) -> Result<Node, RootlessError> {
         ipc: own(Namespace::Ipc)?,
         cgroups: cgroups::of_found_node(),
         executable: seal()?,
+        lookout: None,
     })
 }
 

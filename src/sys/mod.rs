@@ -11,6 +11,7 @@ pub mod fork;
 pub mod fuse;
 pub mod heap;
 pub mod kernel;
+pub mod lookout;
 pub mod loopback;
 pub mod namespace;
 pub mod namespaces;

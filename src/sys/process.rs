@@ -148,6 +148,20 @@ pub fn all_pids() -> io::Result<impl Iterator<Item = i32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
+/// `nginx (pid 71)`: the process that has the socket open, among those that this one may look into.
+pub fn with_socket(inode: u64) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
+    all_pids().ok()?.find_map(|pid| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let has =
+            |entry: fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str());
+        descriptors.flatten().any(has).then(|| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("{} (pid {pid})", name.trim())
+        })
+    })
+}
+
 fn stat(pid: i32) -> io::Result<(char, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_stat(&stat)

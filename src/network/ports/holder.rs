@@ -1,29 +1,32 @@
 //! Who has a port: found in the calling thread's network namespace, when a port is taken, to be named in the message.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Protocol;
+use crate::sys::lookout::Lookout;
+use crate::sys::process::with_socket;
 
 /// A table of sockets is read up to here.
 const TABLE_LIMIT_LINES: usize = 200_000;
 
-/// `nginx (pid 71)`, as far as it can be known.
-pub fn holder_of(protocol: Protocol, address: SocketAddr) -> Option<String> {
+/// `nginx (pid 71)`, as far as it can be known. In a user namespace of our own we may not look into the host's processes,
+/// not even into this user's: then `lookout` does.
+pub fn holder_of(protocol: Protocol, address: SocketAddr, lookout: Option<&Lookout>) -> Option<String> {
     let socket = tables(protocol).into_iter().find_map(|table| {
         let lines = BufReader::new(File::open(format!("/proc/thread-self/net/{table}")).ok()?).lines();
         let mut sockets = lines.skip(1).take(TABLE_LIMIT_LINES).map_while(Result::ok).filter_map(|line| parse(&line));
         sockets.find(|found| found.stands_at(protocol, address))
     })?;
-    Some(process_with(socket.inode).unwrap_or_else(|| somebody(&socket, address.port())))
+    let by_lookout = || lookout.and_then(|lookout| lookout.process_with_socket(socket.inode));
+    Some(with_socket(socket.inode).or_else(by_lookout).unwrap_or_else(|| somebody(&socket, address.port())))
 }
 
-/// In a user namespace of our own we may not look into the host's processes, not even into this user's.
 fn somebody(socket: &Socket, port: u16) -> String {
     let own = socket.uid == rustix::process::geteuid().as_raw();
     let whose = if own { "this user" } else { "another user" };
-    format!("a process of {whose} (`ss -lnp 'sport = {port}'` names it)")
+    format!("a process of {whose} (`sudo ss -lnp 'sport = {port}'` names it)")
 }
 
 fn tables(protocol: Protocol) -> Vec<&'static str> {
@@ -84,20 +87,6 @@ fn parse_ip(text: &str) -> Option<IpAddr> {
     Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?).into())
 }
 
-/// The process, among those that we may look into, that has the socket open.
-fn process_with(inode: u64) -> Option<String> {
-    let wanted = format!("socket:[{inode}]");
-    crate::sys::process::all_pids().ok()?.find_map(|pid| {
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-        let has =
-            |entry: fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str());
-        descriptors.flatten().any(has).then(|| {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            format!("{} (pid {pid})", name.trim())
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};
@@ -111,12 +100,12 @@ mod tests {
         let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
         let own = format!("(pid {})", std::process::id());
         let at = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let v6 = holder_of(Protocol::Tcp, at(listener.local_addr().expect("bound").port())).expect("found");
+        let v6 = holder_of(Protocol::Tcp, at(listener.local_addr().expect("bound").port()), None).expect("found");
         assert!(v6.ends_with(&own), "{v6}");
-        let found = holder_of(Protocol::Udp, at(udp.local_addr().expect("bound").port())).expect("found");
+        let found = holder_of(Protocol::Udp, at(udp.local_addr().expect("bound").port()), None).expect("found");
         assert!(found.ends_with(&own), "{found}");
         let closed = tcp.expect("bound");
-        assert_eq!(holder_of(Protocol::Tcp, closed).filter(|found| found.ends_with(&own)), None);
+        assert_eq!(holder_of(Protocol::Tcp, closed, None).filter(|found| found.ends_with(&own)), None);
     }
 
     #[test]

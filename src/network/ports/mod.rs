@@ -34,6 +34,7 @@ pub use process::{DOOR, running, stop};
 
 use super::Cidr;
 use crate::store::PodId;
+use crate::sys::lookout::Lookout;
 use table::Ports;
 
 /// Packets that the forwarder sends in a client's name bear this mark, and so do their connections.
@@ -111,6 +112,8 @@ pub struct PortsOptions {
     pub executable: PathBuf,
     /// The node's network namespace, where it is not this process's.
     pub node: Option<OwnedFd>,
+    /// Who looks into the user's processes where this one may not.
+    pub lookout: Option<Arc<Lookout>>,
 }
 
 /// A pod's host ports.

@@ -9,12 +9,17 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::holder::holder_of;
 use super::{PortMapping, PortsError, Protocol};
+use crate::sys::lookout::Lookout;
 
 /// Clients that wait to be taken in.
 const BACKLOG: i32 = 1024;
 
 /// Sockets for every address of the mapping that this network namespace has; none where it has none of them.
-pub fn listen(mapping: &PortMapping, place: &'static str) -> Result<Vec<OwnedFd>, PortsError> {
+pub fn listen(
+    mapping: &PortMapping,
+    place: &'static str,
+    lookout: Option<&Lookout>,
+) -> Result<Vec<OwnedFd>, PortsError> {
     let mut sockets = Vec::new();
     for ip in mapping.hosts() {
         let address = SocketAddr::new(ip, mapping.host_port);
@@ -22,8 +27,8 @@ pub fn listen(mapping: &PortMapping, place: &'static str) -> Result<Vec<OwnedFd>
             Ok(socket) => sockets.push(socket),
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) => {}
             Err(Errno::ADDRINUSE) => {
-                let holder =
-                    holder_of(mapping.protocol, address).unwrap_or_else(|| "a process that is not seen".into());
+                let holder = holder_of(mapping.protocol, address, lookout)
+                    .unwrap_or_else(|| "a process that is not seen".into());
                 return Err(PortsError::Taken { port: *mapping, holder: format!("{holder} on {place}") });
             }
             Err(Errno::ACCESS | Errno::PERM) => {
@@ -54,12 +59,17 @@ fn open(protocol: Protocol, address: SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// As [`listen`], in another network namespace: by a thread that ends with it.
-pub fn listen_in(namespace: &OwnedFd, mapping: &PortMapping, place: &'static str) -> Result<Vec<OwnedFd>, PortsError> {
+pub fn listen_in(
+    namespace: &OwnedFd,
+    mapping: &PortMapping,
+    place: &'static str,
+    lookout: Option<&Lookout>,
+) -> Result<Vec<OwnedFd>, PortsError> {
     let failed = |source: io::Error| PortsError::Socket { port: *mapping, place, source };
     std::thread::scope(|scope| {
         let work = || {
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
-            listen(mapping, place)
+            listen(mapping, place, lookout)
         };
         let thread =
             std::thread::Builder::new().name("node-sockets".into()).spawn_scoped(scope, work).map_err(failed)?;

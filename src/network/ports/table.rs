@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use super::process::{AskError, Launch, Link, PATIENCE, wait_for_end};
 use super::wire::{Forward, Reply, Request};
 use super::{Destination, Job, PodPorts, PortMapping, PortsError, PortsOptions, Protocol, sctp, sockets};
 use crate::store::PodId;
+use crate::sys::lookout::Lookout;
 
 const HOST: &str = "the host";
 const NODE: &str = "the node";
@@ -29,6 +30,7 @@ struct Held {
 #[derive(Debug)]
 pub struct Ports {
     launch: Launch,
+    lookout: Option<Arc<Lookout>>,
     jobs: mpsc::Sender<Job>,
     pods: BTreeMap<PodId, Held>,
     link: Option<Link>,
@@ -40,12 +42,12 @@ pub struct Ports {
 impl Ports {
     /// With the forwarder that runs, if one does.
     pub fn new(options: PortsOptions, jobs: mpsc::Sender<Job>) -> Self {
-        let PortsOptions { state, executable, node } = options;
-        Self::with(Launch { state, executable, namespace: node, patience: PATIENCE }, jobs)
+        let PortsOptions { state, executable, node, lookout } = options;
+        Self::with(Launch { state, executable, namespace: node, patience: PATIENCE }, lookout, jobs)
     }
 
-    fn with(launch: Launch, jobs: mpsc::Sender<Job>) -> Self {
-        let mut ports = Self { launch, jobs, pods: BTreeMap::new(), link: None, number: 0, closed: false };
+    fn with(launch: Launch, lookout: Option<Arc<Lookout>>, jobs: mpsc::Sender<Job>) -> Self {
+        let mut ports = Self { launch, lookout, jobs, pods: BTreeMap::new(), link: None, number: 0, closed: false };
         match Link::find(&ports.launch) {
             Ok(Some(link)) => ports.take(link),
             Ok(None) => {}
@@ -157,11 +159,12 @@ impl Ports {
     }
 
     fn listen(&self, ports: &PodPorts) -> Result<Vec<(PortMapping, Vec<OwnedFd>)>, PortsError> {
+        let lookout = self.lookout.as_deref();
         let mut sockets = Vec::new();
         for port in ports.mappings.iter().filter(|port| port.protocol != Protocol::Sctp) {
-            let mut of_port = sockets::listen(port, HOST)?;
+            let mut of_port = sockets::listen(port, HOST, lookout)?;
             if let Some(node) = &self.launch.namespace {
-                of_port.extend(sockets::listen_in(node, port, NODE)?);
+                of_port.extend(sockets::listen_in(node, port, NODE, lookout)?);
             }
             if of_port.is_empty() {
                 return Err(PortsError::NoAddress { port: *port });

@@ -61,7 +61,7 @@ fn a_forwarder_whose_socket_is_gone_is_ended() {
     let state = State::new("gone");
     let recorded = state.recorded();
     let (jobs, _todo) = mpsc::channel();
-    let ports = Ports::with(state.launch(LONG), jobs);
+    let ports = Ports::with(state.launch(LONG), None, jobs);
     assert!(ports.link.is_none() && !recorded.process.is_alive());
     assert!(!state.0.join("forwarder.json").exists());
 }
@@ -72,7 +72,7 @@ fn a_forwarder_that_does_not_answer_is_ended_and_what_it_answers_late_answers_no
     let recorded = state.recorded();
     let door = state.door();
     let (jobs, todo) = mpsc::channel();
-    let mut ports = Ports::with(state.launch(Duration::from_millis(50)), jobs);
+    let mut ports = Ports::with(state.launch(Duration::from_millis(50)), None, jobs);
     assert!(ports.link.is_some());
     let pod = PodId::random();
     ports.release(&pod).expect("it has nothing of the pod any more");
@@ -96,7 +96,7 @@ fn a_forwarder_that_does_not_answer_is_ended_and_what_it_answers_late_answers_no
 async fn a_pod_without_host_ports_does_not_wait_for_a_forwarder_that_is_slow() {
     let state = State::new("slow");
     let door = state.door();
-    let options = PortsOptions { state: state.0.clone(), executable: "/nowhere".into(), node: None };
+    let options = PortsOptions { state: state.0.clone(), executable: "/nowhere".into(), node: None, lookout: None };
     let ports = super::super::HostPorts::start(options).expect("a thread");
     let slow = tokio::spawn({
         let ports = ports.clone();
