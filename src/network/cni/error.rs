@@ -80,7 +80,7 @@ pub enum CniError {
         patience: Duration,
     },
     /// The pod ended meanwhile.
-    #[error("the pod ended while the CNI plugin {plugin} was connecting it")]
+    #[error("the pod has ended: the CNI plugin {plugin} was not waited for")]
     PodEnded {
         /// Its type.
         plugin: String,

@@ -96,7 +96,7 @@ const NETWORK: Words = (
     "pod network",
     "pods can have a network of their own: a bridge and its rules (nftables), or the configured CNI plugins",
     "pods have no network of their own; those on the node's run",
-    "where a module is missing: sudo modprobe -a bridge veth nf_tables; otherwise as the line above says",
+    "mend what the line above names; a module that is missing: sudo modprobe -a bridge veth nf_tables",
     false,
 );
 const PROC: Words = (
