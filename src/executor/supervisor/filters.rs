@@ -22,8 +22,8 @@ use super::seccomp::{Filter, STORED_LIMIT_BYTES};
 
 /// A container's filter in its bundle.
 const FILTER_FILE: &str = "seccomp.filter";
-/// Part of each key: another number where `seccomp.rs` makes something else of the same profile.
-const COMPILER: u32 = 1;
+/// Part of each key: another number where `seccomp.rs` or `compaction.rs` makes something else of the same profile.
+const COMPILER: u32 = 2;
 /// Filters that are kept; a node has a handful. One more, and the store begins anew.
 const FILTERS_LIMIT: usize = 256;
 

@@ -26,6 +26,7 @@
 
 mod adaptation;
 mod cgroup;
+mod compaction;
 mod confinement;
 mod connection;
 mod console;

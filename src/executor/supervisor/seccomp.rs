@@ -8,6 +8,7 @@ use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilter
 use rustix::fs::MemfdFlags;
 use sha2::{Digest, Sha256};
 
+use super::compaction::compact;
 use super::fault::{Fault, Result};
 use super::runtime::oci;
 use crate::sys::filter;
@@ -32,16 +33,8 @@ pub struct Filter {
 impl Filter {
     /// Of a profile.
     pub fn compile(profile: &oci::LinuxSeccomp) -> Result<Self> {
-        let failed = "cannot compile the container's seccomp filter";
-        let memory = rustix::fs::memfd_create("cricket-seccomp", MemfdFlags::CLOEXEC)
-            .map_err(Fault::io("cannot make a memory file"))?;
-        let mut file = File::from(memory);
-        context(profile).and_then(|context| context.export_bpf(&file)).map_err(Fault::because(failed))?;
-        let mut program = Vec::new();
-        file.rewind().and_then(|()| file.read_to_end(&mut program)).map_err(Fault::io(failed))?;
-        if program.is_empty() {
-            return Err(Fault::state(failed));
-        }
+        let program = export(profile)?;
+        let program = compact(&program).unwrap_or(program);
         Ok(Self { flags: flags(profile), program })
     }
 
@@ -63,6 +56,21 @@ impl Filter {
     pub fn install(&self) -> Result<()> {
         filter::install(&self.program, self.flags).map_err(Fault::io("cannot install the container's seccomp filter"))
     }
+}
+
+/// As libseccomp compiles it.
+pub(super) fn export(profile: &oci::LinuxSeccomp) -> Result<Vec<u8>> {
+    let failed = "cannot compile the container's seccomp filter";
+    let memory = rustix::fs::memfd_create("cricket-seccomp", MemfdFlags::CLOEXEC)
+        .map_err(Fault::io("cannot make a memory file"))?;
+    let mut file = File::from(memory);
+    context(profile).and_then(|context| context.export_bpf(&file)).map_err(Fault::because(failed))?;
+    let mut program = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut program)).map_err(Fault::io(failed))?;
+    if program.is_empty() {
+        return Err(Fault::state(failed));
+    }
+    Ok(program)
 }
 
 /// Whether somebody outside the container is to decide on some of its calls: libcontainer makes such a filter, for its
